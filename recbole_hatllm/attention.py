@@ -1,0 +1,154 @@
+"""How each layer of a HF decoder gets its own mask: transformers' AttentionInterface.
+
+The decoder's attention modules call one function of ours; it picks the mask of the module's kind out of a dict that
+travels as a keyword of each forward call. Not a hook and not state on the modules: what gradient checkpointing computes
+again later must see the masks of its own batch, and keywords do so on every version of transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from recbole_hatllm.errors import BackboneError
+
+# transformers looks for "sdpa", "flash" and "flex" inside such names, so ours contains none of them.
+NAME = "hatllm"
+
+
+def hat_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    hat_masks: dict | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention of one layer by the mask of its kind; the family's own kernel does the rest.
+
+    Args:
+        module: an attention module that `attach` has marked.
+        query, key, value: [B, heads, T, d].
+        attention_mask: not read; transformers builds none for a name it does not know.
+        hat_masks: from `additive`; the keyword of the model's forward call.
+
+    Raises:
+        BackboneError: the model was called without masks, which would be attention in both directions.
+    """
+    if hat_masks is None:
+        raise BackboneError("The decoder was called without hat_masks: call the Backbone around it.")
+    if "calls" in hat_masks:
+        # Score caps and sinks are for the family's own attention alone: sdpa drops them, some versions silently.
+        own = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+        hat_masks["calls"].append((module.layer_idx, own))
+    mask = hat_masks[module.hat_kind].to(query.dtype)
+    if (window := kwargs.get("sliding_window")) and window < query.shape[2]:
+        mask = _windowed(hat_masks, module.hat_kind, window).to(query.dtype)
+    if module.hat_backend == "sdpa":
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    else:
+        attend = sys.modules[type(module).__module__].eager_attention_forward
+    return attend(module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(NAME, hat_attention)
+
+
+def additive(masks: dict[str, Tensor], dtype: torch.dtype) -> dict:
+    """Masks as numbers to add to the scores: 0 = may attend, the least finite number = may not.
+
+    Args:
+        masks: [B, 1, T, T] bool by kind.
+        dtype: of the queries. Eager attention would add a bool mask as 0 and 1, without an error.
+    """
+    closed = torch.finfo(dtype).min
+    return {
+        kind: torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, closed)
+        for kind, mask in masks.items()
+    }
+
+
+def _windowed(masks: dict, kind: str, window: int) -> Tensor:
+    """The mask of a kind for layers that see the latest `window` columns; made once a call of the model."""
+    if (kind, window) not in masks:
+        column = torch.arange(masks[kind].shape[-1], device=masks[kind].device)
+        too_old = column[:, None] - column >= window
+        masks[kind, window] = masks[kind].masked_fill(too_old, torch.finfo(masks[kind].dtype).min)
+    return masks[kind, window]
+
+
+def attach(model: nn.Module, kinds: Sequence[str], attention: str = "auto") -> None:
+    """Makes layer l of a HF decoder attend by the mask of kinds[l].
+
+    Args:
+        model: a decoder without LM head.
+        kinds: one mask kind a layer.
+        attention: `eager`, `sdpa`, or `auto` for the faster one that is exact for the family.
+
+    Raises:
+        BackboneError: the family does not route its attention through AttentionInterface, or the kernel is not exact.
+    """
+    if attention not in ("auto", "eager", "sdpa"):
+        raise BackboneError(f"attention = {attention!r} is none of auto, eager, sdpa.")
+    family = model.config.model_type
+    modules = {}
+    for module in model.modules():
+        if isinstance(getattr(module, "layer_idx", None), int) and "Attention" in type(module).__name__:
+            modules.setdefault(module.layer_idx, []).append(module)
+    other = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if sorted(modules) != list(range(len(kinds))) or any(len(found) > 1 for found in modules.values()) or other:
+        raise BackboneError(_refusal(family, f"{len(kinds)} plain attention layers are needed"))
+
+    before = model.config._attn_implementation
+    for layer, (module,) in modules.items():
+        module.hat_kind, module.hat_backend = kinds[layer], "eager"
+        getattr(module, "config", model.config)._attn_implementation = NAME
+    model.config._attn_implementation = NAME
+    try:
+        calls = _probe(model, set(kinds))
+    except Exception as error:  # what a family does with a name that it does not know is its own business
+        model.config._attn_implementation = before
+        raise BackboneError(_refusal(family, f"{type(error).__name__}: {error}")) from error
+    if sorted(layer for layer, _ in calls) != list(range(len(kinds))):
+        model.config._attn_implementation = before
+        raise BackboneError(_refusal(family, f"{len(calls)} calls for {len(kinds)} layers"))
+
+    exact = getattr(model, "_supports_sdpa", True) and not any(own for _, own in calls)
+    if attention == "sdpa" and not exact:
+        raise BackboneError(f"sdpa attention is not exact for {family}: set attention to eager or auto.")
+    if attention == "auto":
+        # On CPUs in bfloat16 a training step with the two plain products takes 0.8 of the time with the fused kernel.
+        attention = "sdpa" if exact and model.device.type == "cuda" else "eager"
+    for (module,) in modules.values():
+        module.hat_backend = attention
+
+
+def _probe(model: nn.Module, kinds: set[str]) -> list[tuple[int, bool]]:
+    """Runs two tokens; the layers that called `hat_attention`, each with whether only the family's kernel is exact."""
+    device = model.device
+    positions = torch.arange(2, device=device)[None]
+    causal = torch.ones(1, 1, 2, 2, dtype=torch.bool, device=device).tril()
+    masks = additive(dict.fromkeys(kinds, causal), model.get_input_embeddings().weight.dtype)
+    masks["calls"] = []
+    training = model.training
+    model.eval()  # no dropout: nothing is drawn
+    try:
+        with torch.no_grad():
+            model(input_ids=positions, position_ids=positions, use_cache=False, hat_masks=masks)
+    finally:
+        model.train(training)
+    return masks["calls"]
+
+
+def _refusal(family: str, detail: str) -> str:
+    return (
+        f"{family} does not route attention through AttentionInterface in this version of transformers ({detail}), so "
+        "its layers cannot get masks of their own: use a family that does, such as llama, qwen3, mistral or gemma3."
+    )

@@ -1,0 +1,125 @@
+"""The command line: `python run_hatllm.py` and `recbole-hatllm` are this.
+
+    run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
+    run_hatllm.py --resume=FOLDER
+    run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
+    run_hatllm.py demo
+    run_hatllm.py doctor
+"""
+
+from __future__ import annotations
+
+import sys
+
+from recbole_hatllm import schema
+from recbole_hatllm.errors import ConfigError, HatError
+
+USAGE = """\
+recbole_hatllm: LLM-based sequential recommenders as RecBole models
+
+usage:
+  run_hatllm.py --model=NAME --dataset=NAME [--key=value ...]   train, evaluate, leave a run folder
+  run_hatllm.py --resume=FOLDER                                 go on with a run that was stopped
+  run_hatllm.py recommend --run=FOLDER --history="TITLE;TITLE"  titles (or ids) in, titles out [--k=10]
+  run_hatllm.py demo [--key=value ...]                          HatLLM beside Pop and its untrained self on MovieLens-100K
+  run_hatllm.py doctor                                          versions, machine, known defects and their mending
+
+  --config_files=a.yaml,b.yaml   YAML files with keys, before the keys of the command line
+  -h, --help                     this text; with a command, the same
+
+Models of this package: {models}. RecBole's own sequential and general models run beside them: SASRec, GRU4Rec,
+BERT4Rec, BPR, NeuMF, Pop, ... RecBole's own keys are taken too.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for bad input (one sentence on stderr), 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    name = argv[0] if not argv[0].startswith("-") else "run"
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"There is no command {name!r}: the commands are {', '.join(COMMANDS)}.")
+        return COMMANDS[name](argv[argv[0] == name :]) or 0
+    except HatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def help_text() -> str:
+    """Usage, and every key of properties/ with its meaning, type, default and range."""
+    from recbole_hatllm.registry import own_models
+
+    files = [schema.PROPERTIES / "overall.yaml", schema.PROPERTIES / "llm.yaml"]
+    files += sorted((schema.PROPERTIES / "model").glob("*.yaml"))
+    return USAGE.format(models=", ".join(own_models())) + "\n" + schema.help_text(schema.keys_of(*files))
+
+
+def _run(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+
+    keys = parse_overrides(argv)
+    if "resume" in keys:
+        from recbole_hatllm.quick_start import resume
+
+        folder = _take(keys, "resume", required=True)
+        _nothing_left(keys, "resume")
+        resume(folder)
+        return
+    from recbole_hatllm.quick_start import run
+
+    files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
+    run(_take(keys, "model", required=True), _take(keys, "dataset", required=True), files, keys)
+
+
+def _recommend(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+
+    keys = parse_overrides(argv)
+    folder, history = _take(keys, "run", required=True), str(_take(keys, "history", required=True))
+    k = _take(keys, "k", default=10)
+    _nothing_left(keys, "recommend")
+    if not isinstance(k, int):
+        raise ConfigError(f"k is {k!r}, and must be a whole number.")
+    from recbole_hatllm.recommend import load
+
+    trained = load(folder)
+    print_recommendations(trained.recommend([item for item in history.split(";") if item.strip()], k))
+
+
+def print_recommendations(rows) -> None:
+    """One line a recommendation: place, title, id, score."""
+    for row in rows:
+        print(f"{row.rank:>3}. {row.title}  [item {row.item}, score {row.score:.2f}]")
+
+
+def _demo(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.demo import demo
+
+    demo(parse_overrides(argv))
+
+
+def _doctor(argv: list[str]) -> None:
+    _nothing_left(dict.fromkeys(argv), "doctor")
+    from recbole_hatllm.doctor import report
+
+    print(report())
+
+
+def _take(keys: dict, name: str, default=None, required: bool = False):
+    if required and keys.get(name) in (None, ""):
+        raise ConfigError(f"--{name}=... is missing: see run_hatllm.py --help.")
+    return keys.pop(name, default)
+
+
+def _nothing_left(keys: dict, command: str) -> None:
+    if keys:
+        raise ConfigError(f"{command} does not take {', '.join(map(str, keys))}: see run_hatllm.py --help.")
+
+
+COMMANDS = {"run": _run, "recommend": _recommend, "demo": _demo, "doctor": _doctor}

@@ -1,0 +1,256 @@
+"""RecBole's dataset, with exact time order and with the same rows and the same items for every model."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType, ModelType
+
+from recbole_hatllm.data.titles import read_titles
+from recbole_hatllm.errors import DataError
+
+
+class HatDataset(SequentialDataset):
+    """Interactions in time order, cut into rows: a user, a history of at most MAX_ITEM_LIST_LENGTH items, a target.
+
+    Until `build`, `inter_feat` is a DataFrame; after it, the same interactions as tensors, oldest first.
+
+    Args:
+        config: a `recbole_hatllm.config.Config`.
+
+    Raises:
+        DataError: a file is missing or broken; the message names it and, where there is one, the line.
+    """
+
+    # --- Loading
+
+    def _load_inter_feat(self, token, dataset_path):
+        """Reads the `.inter` file and sorts it by time before RecBole rounds times to float32; ties keep the file's order."""
+        file = Path(dataset_path) / f"{token}.inter"
+        needed = {self.uid_field: "token", self.iid_field: "token", self.time_field: "float"}
+        lines = _check_lines(file, needed, self.config["field_separator"])
+        try:
+            super()._load_inter_feat(token, dataset_path)
+        except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
+            raise DataError(f"{file} cannot be read: {error}") from error
+        if lines != len(self.inter_feat):
+            raise DataError(f'{file} has cells that begin with a quote (") which is never closed: remove the quotes.')
+        if self.inter_feat.empty:
+            raise DataError(f"{file} is empty: below its header it needs one line for each interaction.")
+        for field in needed:
+            if (missing := self.inter_feat[field].isna()).any():
+                raise DataError(
+                    f"{file}, line {int(missing.to_numpy().argmax()) + 2}, has no {field} (an empty cell, or a word like NA or "
+                    "null that pandas takes for one): fill it in or drop the line."
+                )
+        self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
+
+    def _load_data(self, token, dataset_path):
+        """Features of items that nobody took are dropped: they must not join the candidates."""
+        super()._load_data(token, dataset_path)
+        for name, field in (("user_feat", self.uid_field), ("item_feat", self.iid_field)):
+            feat = getattr(self, name)
+            if feat is not None:
+                setattr(self, name, feat[feat[field].isin(self.inter_feat[field])].reset_index(drop=True))
+
+    def _download(self):
+        raise DataError(
+            f"The dataset folder {self.dataset_path} does not exist: put {self.dataset_name}.inter (and .item for titles) "
+            "there, or name the folder above it with --data_path."
+        )
+
+    def _remove_duplication(self):
+        """As RecBole, but without its unstable sort: the table is in time order already."""
+        if keep := self.config["rm_dup_inter"]:
+            self.inter_feat.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep, inplace=True)
+
+    def _fill_nan(self):
+        with warnings.catch_warnings():  # pandas 2 announces what pandas 3 will no longer do; setup.py asks for pandas < 3
+            warnings.simplefilter("ignore", FutureWarning)
+            super()._fill_nan()
+
+    @property
+    def item_tokens(self) -> list[str]:
+        """Item ids as in the files, by internal id; `[PAD]` at 0."""
+        return self.field2id_token[self.iid_field].tolist()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Titles by internal id, read from the `.item` file.
+
+        Raises:
+            DataError: an item has none, and `missing_title` does not say otherwise.
+        """
+        file = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        options = (self.config[key] for key in ("title_field", "year_field", "missing_title"))
+        return read_titles(file, self.item_tokens, *options)
+
+    # --- Rows
+
+    def data_augmentation(self):
+        """Nothing: rows are cut by `build`, and this table keeps the interactions themselves."""
+
+    def build(self) -> list[HatDataset]:
+        """Training, validation and test part.
+
+        Evaluation parts hold rows. The training part holds rows for a sequential model; for a general one, every interaction
+        that occurs in a training row as history or target, once.
+
+        Raises:
+            DataError: a part would be empty.
+        """
+        if isinstance(self.inter_feat, pd.DataFrame):
+            self._change_feat_format()
+            self._declare_history()
+        rows = _Rows(self.inter_feat[self.uid_field].numpy(), self.config["MAX_ITEM_LIST_LENGTH"])
+        split = {"leave_one_out": rows.leave_one_out, "windows": rows.windows}[self.config["protocol"]]
+        ends = split()
+        for name, part in zip(("training", "validation", "test"), ends):
+            if len(part) == 0:
+                raise DataError(
+                    f"{self.dataset_name} leaves no {name} rows under protocol {self.config['protocol']}: it has "
+                    f"{len(self.inter_feat)} interactions of {self.user_num - 1} users, and needs longer histories."
+                )
+        seen = self.inter_feat[rows.interactions(ends[0])]
+        if self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            parts = [self._cut(rows, part) for part in ends]
+        else:
+            targets = [self.inter_feat[rows.order[part]] for part in ends[1:]]
+            parts = [seen, *(Interaction({f: t[f] for f in (self.uid_field, self.iid_field)}) for t in targets)]
+        built = [self.copy(part) for part in parts]
+        for dataset in built:
+            dataset.seen = seen
+        return built
+
+    def _declare_history(self) -> None:
+        """Tells RecBole of the two columns that rows have and the file has not."""
+        history = self.iid_field + self.config["LIST_SUFFIX"]
+        setattr(self, f"{self.iid_field}_list_field", history)
+        self.set_field_property(history, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len)
+        self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def _cut(self, rows: _Rows, ends: np.ndarray) -> Interaction:
+        """Rows as RecBole's sequential models read them: history [R, L] int64, padded by 0 on the right, and its length [R]."""
+        items = self.inter_feat[self.iid_field].numpy()[rows.order]
+        length = rows.length[ends]
+        place = np.arange(rows.longest)
+        inside = place < length[:, None]
+        history = np.where(inside, items[np.where(inside, (ends - length)[:, None] + place, 0)], 0)
+        part = self.inter_feat[rows.order[ends]]
+        part[getattr(self, f"{self.iid_field}_list_field")] = torch.from_numpy(history)
+        part[self.item_list_length_field] = torch.from_numpy(length)
+        return part
+
+    def inter_matrix(self, form="coo", value_field=None):
+        """Users x items, counting the training interactions (all of them before `build`)."""
+        return self._create_sparse_matrix(
+            getattr(self, "seen", self.inter_feat), self.uid_field, self.iid_field, form, value_field
+        )
+
+
+class _Rows:
+    """Where the rows of a table in time order are.
+
+    A row is named by the place of its target after a stable sort by user, in which each user's items stand together.
+
+    Args:
+        users: [N] int64, the user of each interaction, oldest interaction first. longest: items a history can have.
+    """
+
+    def __init__(self, users: np.ndarray, longest: int):
+        self.longest = longest
+        self.order = np.argsort(users, kind="stable")  # place -> line of the table
+        sorted_users = users[self.order]
+        places = np.arange(len(users))
+        _, first, count = np.unique(sorted_users, return_index=True, return_counts=True)
+        self.before = places - np.repeat(first, count)  # how many items the user had before
+        self.after = np.repeat(count, count) - 1 - self.before
+        self.length = np.minimum(self.before, longest)
+
+    def leave_one_out(self) -> list[np.ndarray]:
+        """Every item but the first is a target; a user's last one is tested, the one before validated, the rest trained.
+
+        As in RecBole, a user with one row gives it to training, and one with two has none for validation.
+        """
+        rows = self.before + self.after  # of this user
+        test = (self.after == 0) & (rows >= 2)
+        valid = (self.after == 1) & (rows >= 3)
+        train = (self.before > 0) & ~test & ~valid
+        return [self._by_time(np.flatnonzero(part)) for part in (train, valid, test)]
+
+    def windows(self) -> list[np.ndarray]:
+        """Each run of longest + 1 items is a row, and a shorter sequence is one as a whole; the first 80 % by the target's
+        time are trained, the next 10 % validated, the rest tested.
+        """
+        ends = (self.before > 0) & ((self.before >= self.longest) | (self.after == 0))
+        rows = self._by_time(np.flatnonzero(ends))
+        return np.split(rows, [int(0.8 * len(rows)), int(0.9 * len(rows))])
+
+    def interactions(self, ends: np.ndarray) -> np.ndarray:
+        """Lines of the table that occur in the rows `ends`, as history or target; in time order."""
+        change = np.zeros(len(self.order) + 1, dtype=np.int64)
+        np.add.at(change, ends - self.length[ends], 1)
+        np.add.at(change, ends + 1, -1)
+        return np.sort(self.order[change.cumsum()[:-1] > 0])
+
+    def _by_time(self, ends: np.ndarray) -> np.ndarray:
+        return ends[np.argsort(self.order[ends])]
+
+
+# --- Broken files
+
+
+def _check_lines(file: Path, needed: dict[str, str], separator: str) -> int:
+    """The number of lines below the header, which must name all columns and their types.
+
+    Raises:
+        DataError: no header, a missing column, a line of another length or a time that is no number.
+    """
+    if not file.is_file():
+        raise DataError(f"{file} does not exist: it must hold the interactions, in the columns {_columns(needed, separator)}.")
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        header = lines.readline().rstrip("\n")
+        if not header.strip():
+            raise DataError(f"{file} is empty: it must begin with the columns {_columns(needed, separator)}.")
+        types = _column_types(file, header.split(separator))
+        for name, kind in needed.items():
+            if types.get(name) != kind:
+                raise DataError(
+                    f"{file}, line 1, needs a column {name}:{kind} and has {', '.join(header.split(separator))}: rename the "
+                    "column, or say its name in USER_ID_FIELD, ITEM_ID_FIELD or TIME_FIELD."
+                )
+        at_time, count = [*types].index(list(needed)[2]), 0
+        for number, line in enumerate(lines, 2):
+            if not line.strip():  # pandas skips it too
+                continue
+            cells = line.rstrip("\n").split(separator)
+            if len(cells) != len(types):
+                raise DataError(f"{file}, line {number}, has {len(cells)} columns and the header {len(types)}: correct the line.")
+            try:
+                float(cells[at_time] or "nan")
+            except ValueError:
+                name = [*types][at_time]
+                raise DataError(f"{file}, line {number}: the {name} {cells[at_time]!r} is no number: write seconds.") from None
+            count += 1
+    return count
+
+
+def _column_types(file: Path, columns: list[str]) -> dict[str, str]:
+    types = {}
+    for column in columns:
+        name, _, kind = column.partition(":")
+        if kind not in {kind.value for kind in FeatureType}:
+            raise DataError(f"{file}, line 1: the column {column!r} must be written as name:type, such as {name}:token.")
+        types[name] = kind
+    return types
+
+
+def _columns(needed: dict[str, str], separator: str) -> str:
+    return separator.replace("\t", " <TAB> ").join(f"{name}:{kind}" for name, kind in needed.items())

@@ -1,0 +1,181 @@
+"""Histories -> token ids and spans, on the device.
+
+The prompt is the Alpaca wrapper around the paper's Table 1. Its pieces and the titles are tokenised apart, once; a batch
+is then assembled by gather alone: no tokenizer, no Python loop over rows, and the span of every item is exact.
+
+    prefix  | open title | between | open title | between | open title | end suffix
+              `---- item 0 ----´     `---- item 1 ----´     `---- item 2 ---´          (item_span: segment)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
+
+TEMPLATE = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n"
+    "Given a list of {nouns} the user has {verb} before, please recommend a new {noun} that the user likes to the user.\n\n"
+    "### Input:\n"
+    "The user has {verb} the following {nouns} before: {items}\n \n\n"
+    "### Response:\n"
+)
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """The text around a title, and which part of it counts as the item's own tokens.
+
+    `between` follows every title but the last and `end` follows the last; each is a list of (text, is part of the item).
+    """
+
+    start: str
+    open: tuple[tuple[str, bool], ...]
+    between: tuple[tuple[str, bool], ...]
+    end: tuple[tuple[str, bool], ...]
+
+
+# All three read `"A", "B"`. The piece `", "` stays whole where the reading allows it: cutting it at each quote costs the
+# backbone 16 % of the prompt's likelihood (docs/log.md).
+WRAPPINGS = {
+    "title": Wrapping(' "', (), (('", "', False),), (('"', False),)),
+    "quoted": Wrapping("", ((' "', True),), (('"', True), (",", False)), (('"', True),)),
+    "segment": Wrapping(' "', (), (('", "', True),), (('"', True),)),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One batch of prompts, right padded. B rows, T tokens; all tensors on one device.
+
+    input_ids, position_ids: [B, T] int64. valid: [B, T] bool, False = padding. span: [B, T] int64, -1 = template token,
+    k = k-th item of the history. is_last: [B, T] bool, last token of an item's span. readout: [B] int64, the column whose
+    hidden state stands for the user.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    valid: Tensor
+    span: Tensor
+    is_last: Tensor
+    readout: Tensor
+
+
+class PromptTable(nn.Module):
+    """All pieces of all prompts of a dataset; call it with histories to get a `Prompt`.
+
+    Args:
+        titles: token ids of every item's title by internal id.
+        encode: tokenises the template's pieces.
+        words: fills `{nouns}`, `{noun}` and `{verb}` of the template.
+        item_span: which tokens belong to an item: `title` (the letter of the paper), `quoted` (with its quotes) or
+            `segment` (with the separator after it: the only one in which IN layers isolate items fully).
+        readout: `prompt_end` (last token of the prompt) or `last_item` (last token of the last item).
+    """
+
+    def __init__(
+        self,
+        titles: TitleTokens,
+        encode: PieceEncoder,
+        words: dict[str, str],
+        item_span: str = "title",
+        readout: str = "prompt_end",
+    ):
+        super().__init__()
+        wrapping = WRAPPINGS[item_span]
+        self.readout = readout
+        head, tail = TEMPLATE.format(**words, items="{items}").split(" {items}")
+        self.text = (head, tail)
+        pieces = {
+            "prefix": ((head + wrapping.start, False),),
+            "between": wrapping.between,
+            "end": (*wrapping.end, (tail, False)),
+        }
+        pool, owned, piece = [], [], {}
+        for name, parts in pieces.items():
+            start = len(pool)
+            for text, is_item in parts:
+                ids = encode(text)
+                if name == "prefix":
+                    ids = self._bos(encode.tokenizer) + ids
+                pool += ids
+                owned += [is_item] * len(ids)
+            piece[name] = (start, len(pool) - start)
+        opening = [token for text, _ in wrapping.open for token in encode(text)]
+
+        # The pool holds the three template pieces, then the opening and title of every item.
+        lengths = titles.offsets.diff() + len(opening)
+        items = torch.empty(int(lengths.sum()), dtype=torch.int64)
+        starts = lengths.cumsum(0) - lengths
+        if opening:
+            items[starts[:, None] + torch.arange(len(opening))] = torch.tensor(opening)
+        shift = torch.repeat_interleave(starts + len(opening) - titles.offsets[:-1], titles.offsets.diff())
+        items[torch.arange(len(titles.ids)) + shift] = titles.ids
+
+        for name, value in {
+            "pool": torch.cat([torch.tensor(pool, dtype=torch.int64), items]),
+            "owned": torch.cat([torch.tensor(owned, dtype=torch.bool), torch.ones(len(items), dtype=torch.bool)]),
+            "item_start": starts + len(pool),
+            "item_length": lengths,
+            "piece_start": torch.tensor([piece[name][0] for name in ("prefix", "between", "end")]),
+            "piece_length": torch.tensor([piece[name][1] for name in ("prefix", "between", "end")]),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    @staticmethod
+    def _bos(tokenizer) -> list[int]:
+        """The tokens that this tokenizer puts before a text of its own accord (Llama-3: one; SmolLM2: none)."""
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return whole[:at]
+
+    def forward(self, item_seq: Tensor, item_len: Tensor) -> Prompt:
+        """Prompts of histories.
+
+        Args:
+            item_seq: [B, L] int64 internal item ids, oldest first, right padded with 0.
+            item_len: [B] int64, at least 1.
+        """
+        rows, slots = item_seq.shape
+        slot = torch.arange(slots, device=item_seq.device)
+        real = slot < item_len[:, None]
+        final = slot == item_len[:, None] - 1
+        after = torch.where(final, 2, 1)  # which template piece follows the title: `end` or `between`
+
+        # Segments of a row, in order: prefix, then title and following piece per slot. [B, 1 + 2L]
+        start = torch.stack([self.item_start[item_seq], self.piece_start[after]], -1)
+        length = torch.stack([self.item_length[item_seq], self.piece_length[after]], -1) * real[..., None]
+        start = torch.cat([self.piece_start[:1].expand(rows, 1), start.flatten(1)], 1)
+        length = torch.cat([self.piece_length[:1].expand(rows, 1), length.flatten(1)], 1)
+        stop = length.cumsum(1)
+
+        total = stop[:, -1:]
+        column = torch.arange(int(total.max()), device=item_seq.device).expand(rows, -1).contiguous()
+        valid = column < total
+        segment = torch.searchsorted(stop, column, right=True).clamp_(max=2 * slots)
+        source = (start - stop + length).gather(1, segment) + column
+        source.masked_fill_(~valid, 0)
+
+        # Segment 0 is the prefix; 1 and 2 are slot 0; 3 and 4 are slot 1; ...
+        owned = self.owned[source] & valid
+        span = torch.where(owned, (segment - 1) // 2, -1)
+        following = torch.cat([span[:, 1:], span.new_full((rows, 1), -1)], 1)
+        is_last = owned & (following != span)
+        if self.readout == "prompt_end":
+            readout = total[:, 0] - 1
+        else:
+            readout = (is_last & (span == item_len[:, None] - 1)).int().argmax(1)
+        return Prompt(
+            input_ids=self.pool[source].masked_fill_(~valid, 0),
+            position_ids=column.masked_fill(~valid, 0),
+            valid=valid,
+            span=span,
+            is_last=is_last,
+            readout=readout,
+        )

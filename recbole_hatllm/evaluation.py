@@ -1,0 +1,64 @@
+"""RecBole's evaluator, fed with exact ranks.
+
+RecBole finds hits by `topk`, which breaks ties as the kernel pleases: for Pop, whose scores are counts, that decides the
+result. Here each row's rank is counted once - items that score higher, then equal ones with a smaller id - and RecBole's
+metrics read it. The same ranks are what a run folder keeps.
+"""
+
+from __future__ import annotations
+
+import torch
+from recbole.evaluator import Collector
+from torch import Tensor
+
+from recbole_hatllm.errors import DataError
+
+
+def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
+    """The place of each row's target among all items, from 1.
+
+    Args:
+        scores: [B, n_items] float, padding at -inf. target: [B] int64 internal item ids.
+    """
+    own = scores.gather(1, target[:, None])
+    better = scores > own
+    earlier = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
+    return 1 + (better | ((scores == own) & earlier)).sum(1)
+
+
+class RankCollector(Collector):
+    """RecBole's collector for rows with one target each.
+
+    After an evaluation `ranks` [rows] int64 holds the target's rank in each row, in the loader's order.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.ranks = torch.empty(0, dtype=torch.int64)
+        self._batches: list[Tensor] = []
+        self._needs_topk = self.register.need("rec.topk")
+        setattr(self.register, "rec.topk", False)  # collected here instead
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        """Adds one batch; scores_tensor [B, n_items], positive_i [B] the target of each row.
+
+        Raises:
+            DataError: a score is not a number.
+        """
+        if scores_tensor.isnan().any():
+            raise DataError(
+                "The model scores items with nan: its weights have diverged, so train again with a smaller "
+                "learning_rate or with dtype: float32."
+            )
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        ranks = target_ranks(scores_tensor, positive_i.to(scores_tensor.device))
+        self._batches.append(ranks.cpu())
+        if self._needs_topk:
+            # What RecBole's metrics read: a 1 at the target's place among the first max(topk), and the number of targets.
+            hits = torch.arange(1, max(self.topk) + 1, device=ranks.device) == ranks[:, None]
+            self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], 1).int())
+
+    def get_data_struct(self):
+        """What RecBole's evaluator reads; closes the evaluation."""
+        self.ranks, self._batches = torch.cat(self._batches), []
+        return super().get_data_struct()

@@ -1,0 +1,46 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from recbole_hatllm.errors import DataError
+
+
+def cache_folder() -> Path:
+    """Where downloads and derived tables are kept: `$RECBOLE_HATLLM_CACHE`, else `~/.cache/recbole_hatllm`."""
+    return Path(os.environ.get("RECBOLE_HATLLM_CACHE") or Path.home() / ".cache" / "recbole_hatllm")
+
+
+def publish(target: Path, write: Callable[[Path], object]) -> Path:
+    """Calls `write(temporary)` for a file or folder beside `target` and renames the result to `target`.
+
+    A kill at any moment leaves the old `target` or the new one. A folder replaces an existing folder in two renames.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        if temporary.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{target} could not be written ({reason}): free some disk space or name another folder."
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+    return target

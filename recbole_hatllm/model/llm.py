@@ -1,0 +1,132 @@
+"""What every LLM recommender does: prompt -> backbone (with its masks) -> readout -> head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_hatllm import weights
+from recbole_hatllm.backbone import load_backbone
+from recbole_hatllm.data.prompt import PromptTable
+from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
+from recbole_hatllm.files import cache_folder
+from recbole_hatllm.head import LinearHead
+from recbole_hatllm.item_vectors import title_vectors
+from recbole_hatllm.masks import attention_mask, describe
+
+
+class LLMRecommender(SequentialRecommender):
+    """A HF decoder with LoRA that reads a history of titles and scores all items.
+
+    Subclasses say what is different: `layer_kinds` (the mask of each layer), the prompt, the head or the loss.
+
+    Args:
+        config: a `recbole_hatllm.config.Config`.
+        dataset: anything with `item_num`, `item_tokens`, `titles` (one string per internal id) and RecBole's `num`.
+    """
+
+    is_llm = True
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.label_smoothing = config["label_smoothing"]
+        self.item_tokens = dataset.item_tokens
+        self.backbone = load_backbone(
+            config["backbone"],
+            layers=config["backbone_layers"],
+            dtype=torch_dtype(config["dtype"], config["device"]),
+            load_in_4bit=config["load_in_4bit"],
+            device=config["device"],
+            seed=config["seed"],
+        )
+        encode = PieceEncoder(self.backbone.tokenizer)
+        titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
+        words = {"nouns": config["prompt_nouns"], "noun": config["prompt_noun"], "verb": config["prompt_verb"]}
+        self.prompts = PromptTable(titles, encode, words, config["item_span"], config["readout"])
+        self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
+        # The head's start is what the bare backbone says of the titles, so it is taken before any adapter is added.
+        init = title_vectors(self.backbone, titles) if config["head_init"] == "title" else None
+        self.head = LinearHead(self.n_items, self.backbone.hidden_size, init, config["head_dropout"])
+        self.backbone.add_lora(config["lora_r"], config["lora_alpha"], config["lora_dropout"], config["lora_targets"])
+        if config["gradient_checkpointing"]:
+            self.backbone.enable_gradient_checkpointing()
+        self.optimisation = {
+            "backbone": {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]},
+            "head": {"lr": config["head_lr"] or config["learning_rate"], "weight_decay": config["head_weight_decay"]},
+        }
+
+    @staticmethod
+    def layer_kinds(config, n_layers: int) -> tuple[str, ...]:
+        """The mask kind of each layer, from the first to the last. Plain causal attention unless a model says otherwise."""
+        return ("or",) * n_layers
+
+    def read(self, item_seq: Tensor, item_len: Tensor) -> Tensor:
+        """Histories [B, L] int64 and their lengths [B] -> [B, d], the hidden state at the readout token."""
+        prompt = self.prompts(item_seq, item_len)
+        masks = {
+            kind: attention_mask(kind, prompt.span, prompt.is_last, prompt.valid) for kind in set(self.backbone.kinds)
+        }
+        hidden = self.backbone(position_ids=prompt.position_ids, masks=masks, input_ids=prompt.input_ids)
+        return hidden[torch.arange(len(hidden), device=hidden.device), prompt.readout]
+
+    def _history(self, interaction) -> Tensor:
+        return self.read(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """Scalar cross-entropy of the target items over all items."""
+        return self.head.loss(self._history(interaction), interaction[self.POS_ITEM_ID], self.label_smoothing)
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read."""
+        return self.head(self._history(interaction)).float()
+
+    def predict(self, interaction) -> Tensor:
+        """[B] float32: the score of each row's own item."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    def parameter_groups(self) -> list[dict]:
+        """Optimiser groups: the adapters and the head, each with its learning rate and weight decay."""
+        return [
+            {"params": [p for p in getattr(self, name).parameters() if p.requires_grad], **options}
+            for name, options in self.optimisation.items()
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes PEFT's adapter files and `head.safetensors`, which also names the backbone and the items."""
+        self.backbone.save_adapter(folder)
+        weights.write(folder / "head.safetensors", self.head.state_dict(), self.identity())
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: the files are damaged, or were trained on another backbone or other items; both are named.
+        """
+        weights.check_identity(folder / "head.safetensors", self.identity())
+        self.backbone.load_adapter(folder)
+        self.head.load_state_dict(weights.read(folder / "head.safetensors"))
+
+    def identity(self) -> dict:
+        """What a checkpoint must agree with: the backbone, and the items in their order."""
+        return {"backbone": self.backbone.identity, "items": weights.items_identity(self.item_tokens)}
+
+    def __str__(self):
+        counts = {name: sum(p.numel() for p in group["params"]) for name, group in zip(self.optimisation, self.parameter_groups())}
+        return (
+            f"{type(self).__name__} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
+            + f"trainable: {counts['backbone']:,} in adapters, {counts['head']:,} in the head of {self.n_items - 1:,} items"
+        )
+
+
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of the backbone's weights; `auto` is bfloat16 where the machine computes in it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

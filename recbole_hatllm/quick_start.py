@@ -1,0 +1,136 @@
+"""One experiment: config -> dataset -> model -> trainer -> result."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_hatllm import registry, run_folder, weights
+from recbole_hatllm.config import Config
+from recbole_hatllm.errors import DataError
+from recbole_hatllm.trainer import Interrupted, trainer_class
+
+logger = logging.getLogger(__name__)
+
+
+def run(model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None) -> dict:
+    """Trains and evaluates one model and leaves a run folder.
+
+    Args:
+        model: any name of `registry.model_names()`, e.g. HatLLM, BIGRec, SASRec, Pop.
+        dataset: name of a folder with atomic files, or one that RecBole brings along, e.g. ml-100k.
+        config_file_list: YAML files; config_dict: keys that override them. `--help` lists the keys.
+
+    Returns:
+        what `result.json` holds (test and valid metrics, rows, protocol, seconds, versions ...) and `folder`.
+
+    Raises:
+        HatError: bad config, data or backbone. Interrupted: Ctrl-C.
+    """
+    config = Config(model, dataset, config_file_list, config_dict)
+    return _execute(config, run_folder.create(config))
+
+
+def resume(folder: str | Path) -> dict:
+    """Goes on with a run that was stopped, from its last saved state; a finished run is only read."""
+    folder = Path(folder)
+    stored = run_folder.read_config(folder)
+    if result := run_folder.read_result(folder):
+        return {**result, "folder": str(folder)}
+    return _execute(Config(stored.pop("model"), stored.pop("dataset"), config_dict=stored), folder)
+
+
+def _execute(config, folder: Path) -> dict:
+    with _log_to(folder / "log.txt"):
+        began = time.monotonic()
+        init_seed(config["seed"], config["reproducibility"])
+        dataset = registry.create_dataset(config)
+        train, valid, test = registry.data_loaders(config, dataset)
+        model = registry.model_class(config["model"])(config, train.dataset).to(config["device"])
+        logger.info("%s", model)
+        run_folder.write_items(folder, dataset.item_tokens, _names(dataset))
+        items = weights.items_identity(dataset.item_tokens)
+        trainer = trainer_class(config)(config, model, folder, items)
+        # Nothing that happened while the data and the model were made may reach the training's random numbers.
+        init_seed(config["seed"], config["reproducibility"])
+        if hasattr(trainer, "restore"):
+            trainer.restore()
+        prepared = time.monotonic()
+        try:
+            _, valid_result = trainer.fit(train, valid, verbose=False, show_progress=config["show_progress"])
+        except Interrupted:
+            logger.info("Stopped; the best so far is kept. Go on with --resume=%s", folder)
+            raise
+        trained = time.monotonic()
+        if trainer.best() is None:  # nothing was trained or validated: the model as it is
+            trainer._save_checkpoint(0)
+        test_result = trainer.evaluate(test, show_progress=config["show_progress"])
+        result = {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "test": dict(test_result),
+            "valid": dict(valid_result) if valid_result else None,
+            "protocol": config["protocol"],
+            "candidates": dataset.item_num - 1,
+            "history_masked": False,
+            "rows": {name: len(part.dataset) for name, part in (("train", train), ("valid", valid), ("test", test))},
+            "steps": getattr(trainer, "step", None),
+            "best_step": getattr(trainer, "best_step", None),
+            "curve": getattr(trainer, "history", []),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "backbone": model.backbone.identity if getattr(model, "is_llm", False) else None,
+            "parents": [],
+            "seed": config["seed"],
+            "device": str(config["device"]),
+            "seconds": {
+                "prepare": round(prepared - began, 2),
+                "train": round(getattr(trainer, "seconds", trained - prepared), 2),
+                "test": round(time.monotonic() - trained, 2),
+            },
+            "versions": run_folder.versions(),
+        }
+        run_folder.finish(folder, trainer.best(), _rank_table(dataset, test, trainer.eval_collector.ranks), result)
+        logger.info("test: %s", run_folder.metric_row(result["test"]))
+        logger.info("run folder: %s", folder)
+    return {**result, "folder": str(folder)}
+
+
+def _names(dataset) -> list[str]:
+    """What people call the items: titles, or ids where there are none (an LLM recommender has stopped before)."""
+    try:
+        return dataset.titles
+    except DataError:
+        return dataset.item_tokens
+
+
+def _rank_table(dataset, test, ranks) -> dict[str, np.ndarray]:
+    """User, target (ids as in the files) and rank of every test row."""
+    rows = test.dataset.inter_feat
+    users = dataset.id2token(dataset.uid_field, rows[dataset.uid_field].numpy())
+    targets = dataset.id2token(dataset.iid_field, rows[dataset.iid_field].numpy())
+    return {"user": users.astype(str), "target": targets.astype(str), "rank": ranks.numpy()}
+
+
+@contextmanager
+def _log_to(file: Path):
+    """Sends the log of one run to its folder and to the terminal, whatever ran before in the process."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    root, plain = logging.getLogger(), logging.Formatter("%(message)s")
+    dated = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(file, encoding="utf-8")]
+    level, before = root.level, root.handlers[:]
+    for handler, form in zip(handlers, (plain, dated)):
+        handler.setFormatter(form)
+    root.handlers, _ = handlers, root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handlers[1].close()
+        root.handlers = before
+        root.setLevel(level)

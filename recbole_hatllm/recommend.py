@@ -1,0 +1,133 @@
+"""Titles or ids in, titles out: a trained run as an object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import nn
+
+from recbole_hatllm import registry, run_folder, weights
+from recbole_hatllm.config import Config
+from recbole_hatllm.data.titles import clean
+from recbole_hatllm.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One place of a list: `rank` from 1, the item's id as in the files, its title, and the model's score."""
+
+    rank: int
+    item: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of a finished run: all an LLM recommender needs to know of its data, read from the run folder."""
+
+    item_tokens: list[str]
+    titles: list[str]
+
+    @property
+    def item_num(self) -> int:
+        """Internal ids, padding included."""
+        return len(self.item_tokens)
+
+    def num(self, field: str) -> int:
+        """RecBole's name for `item_num`."""
+        return self.item_num
+
+
+class TrainedRun:
+    """A finished run folder, loaded. `model` is the evaluated model, `config` and `result` are what the run left."""
+
+    def __init__(self, folder: Path, config: Config, model: nn.Module, items: Catalogue, result: dict):
+        self.folder, self.config, self.model, self.items, self.result = folder, config, model, items, result
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        """Internal id by id and by title, in lower case; ids win over titles, then the first item of a title."""
+        names: dict[str, int] = {}
+        for kind in (self.items.item_tokens, self.items.titles):
+            for index, name in enumerate(kind[1:], 1):
+                names.setdefault(name.lower(), index)
+        for index, title in enumerate(self.items.titles[1:], 1):  # "Heat" for "Heat (1995)"
+            names.setdefault(title.rsplit(" (", 1)[0].lower(), index)
+        return names
+
+    def find(self, item: str) -> int:
+        """Internal id of an item named by its id or its title.
+
+        Raises:
+            DataError: nothing has that name; the nearest titles are named.
+        """
+        name = clean(str(item)).lower()
+        if name not in self._by_name:
+            near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
+            hint = " or ".join(repr(self.items.titles[self._by_name[n]]) for n in dict.fromkeys(near))
+            raise DataError(f"No item is called {item!r}" + (f"; did you mean {hint}?" if hint else "."))
+        return self._by_name[name]
+
+    def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
+        """The `k` items with the highest scores after `history`, which names items oldest first by id or title.
+
+        As in the evaluation, only the last `MAX_ITEM_LIST_LENGTH` items count and items of the history may come again.
+
+        Raises:
+            DataError: an unknown item or an empty history. ConfigError: `k` out of range, or a model that knows users only.
+        """
+        if not isinstance(self.model, SequentialRecommender):
+            raise ConfigError(f"{self.config['model']} scores items for the users it was trained on and cannot read a history.")
+        if not 1 <= k < self.items.item_num:
+            raise ConfigError(f"k is {k}, and must be from 1 to the {self.items.item_num - 1} items there are.")
+        found = [self.find(item) for item in history][-self.config["MAX_ITEM_LIST_LENGTH"] :]
+        if not found:
+            raise DataError("The history is empty: name at least one item by its title or id.")
+        sequence = torch.zeros(1, self.config["MAX_ITEM_LIST_LENGTH"], dtype=torch.int64)
+        sequence[0, : len(found)] = torch.tensor(found)
+        row = {
+            self.model.ITEM_SEQ: sequence,
+            self.model.ITEM_SEQ_LEN: torch.tensor([len(found)]),
+            self.model.USER_ID: torch.zeros(1, dtype=torch.int64),
+        }
+        self.model.eval()
+        with torch.no_grad():
+            scores = self.model.full_sort_predict(Interaction(row).to(self.config["device"])).view(-1)
+        scores[0] = -torch.inf
+        best = scores.topk(k)
+        return [
+            Recommendation(place, self.items.item_tokens[index], self.items.titles[index], score)
+            for place, (index, score) in enumerate(zip(best.indices.tolist(), best.values.tolist()), 1)
+        ]
+
+
+def load(folder: str | Path) -> TrainedRun:
+    """Loads a finished run. An LLM recommender needs its backbone and the folder; another model needs its data too.
+
+    Raises:
+        ConfigError: not a run folder, or an unfinished one.
+        DataError: damaged or foreign weights; what differs is named.
+    """
+    folder = Path(folder)
+    stored = run_folder.read_config(folder)
+    result = run_folder.read_result(folder)
+    if result is None:
+        raise ConfigError(f"The run in {folder} is not finished: go on with --resume={folder}.")
+    config = Config(stored.pop("model"), stored.pop("dataset"), config_dict=stored)
+    tokens, titles = run_folder.read_items(folder)
+    items = source = Catalogue(tokens, titles)
+    model_class = registry.model_class(config["model"])
+    if not getattr(model_class, "is_llm", False):
+        dataset = registry.create_dataset(config)
+        source = registry.data_loaders(config, dataset)[0].dataset
+    model = model_class(config, source).to(config["device"])
+    weights.load_model(model, folder, weights.items_identity(source.item_tokens))
+    return TrainedRun(folder, config, model.eval(), items, result)

@@ -1,0 +1,153 @@
+"""What a run leaves behind, readable without this library: weights, config, items, result, per-row ranks, a model card.
+
+    adapter_model.safetensors, adapter_config.json, head.safetensors   an LLM recommender, or
+    model.safetensors                                                  any other model
+    config.yaml  items.tsv  result.json  ranks.npz  README.md  log.txt  tensorboard/
+    state.safetensors, best-<step>/                                    only while the run is not finished
+
+`result.json` is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from recbole_hatllm import checkpoint
+from recbole_hatllm.errors import ConfigError, DataError
+from recbole_hatllm.files import publish
+
+PACKAGES = ("recbole_hatllm", "recbole", "torch", "transformers", "peft", "numpy", "pandas")
+
+
+def create(config) -> Path:
+    """A new folder for a run, with its config in it: `run_dir`, or `runs_dir`/<model>-<dataset>-<time>.
+
+    Raises:
+        ConfigError: `run_dir` holds a run already. DataError: the folder cannot be written.
+    """
+    if config["run_dir"]:
+        folder = Path(config["run_dir"])
+        if (folder / "config.yaml").exists():
+            raise ConfigError(f"{folder} holds a run already: go on with it by --resume={folder}, or name another run_dir.")
+    else:
+        stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y%m%d-%H%M%S}"
+        taken = (Path(config["runs_dir"]) / (stem + (f"-{n}" if n else "")) for n in range(1000))
+        folder = next(path for path in taken if not path.exists())
+    text = yaml.safe_dump(config.resolved(), sort_keys=True, allow_unicode=True)
+    publish(folder / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+    return folder
+
+
+def read_config(folder: Path) -> dict:
+    """The resolved config of a run folder.
+
+    Raises:
+        ConfigError: `folder` is not a run folder.
+    """
+    file = Path(folder) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml.")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def read_result(folder: Path) -> dict | None:
+    """`result.json`, or None while the run is not finished."""
+    file = Path(folder) / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def write_items(folder: Path, tokens: list[str], titles: list[str]) -> None:
+    """`items.tsv`: internal id, token, title of every item."""
+
+    def write(file: Path) -> None:
+        with file.open("w", encoding="utf-8", newline="") as out:
+            table = csv.writer(out, delimiter="\t", lineterminator="\n")
+            table.writerow(["id", "token", "title"])
+            table.writerows(zip(range(len(tokens)), tokens, titles))
+
+    publish(folder / "items.tsv", write)
+
+
+def read_items(folder: Path) -> tuple[list[str], list[str]]:
+    """Tokens and titles by internal id.
+
+    Raises:
+        DataError: the file is missing or cut off.
+    """
+    try:
+        with (Path(folder) / "items.tsv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t"))[1:]
+        if [int(row[0]) for row in rows] != list(range(len(rows))) or any(len(row) != 3 for row in rows):
+            raise ValueError("ids are not 0, 1, 2, ...")
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"{Path(folder) / 'items.tsv'} is damaged or missing ({error}): take another copy of the run.") from error
+    return [row[1] for row in rows], [row[2] for row in rows]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def finish(folder: Path, best: Path | None, ranks: dict[str, np.ndarray], result: dict) -> None:
+    """Moves the best weights up, writes ranks, model card and, last, the result; then drops what only resuming needs."""
+    for file in best.iterdir() if best else ():
+        publish(folder / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+    publish(folder / "ranks.npz", lambda file: _save_npz(file, ranks))
+    publish(folder / "README.md", lambda file: file.write_text(model_card(folder.name, result), encoding="utf-8"))
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    publish(folder / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
+    for leftover in folder.glob("best-*"):
+        shutil.rmtree(leftover)
+    (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def _save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    with file.open("wb") as out:
+        np.savez_compressed(out, **arrays)
+
+
+def metric_row(metrics: dict[str, float]) -> str:
+    """`HR@5 0.0123, NDCG@5 ...`: RecBole calls HR with one target a row `hit`."""
+    return ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in metrics.items())
+
+
+def metric_name(name: str) -> str:
+    """RecBole's metric name as the field writes it: hit@10 -> HR@10."""
+    return name.upper().replace("HIT@", "HR@")
+
+
+def model_card(name: str, result: dict) -> str:
+    """README.md of a run folder."""
+    lines = [
+        f"# {name}",
+        "",
+        f"{result['model']} on {result['dataset']}, trained with recbole_hatllm.",
+        "",
+        f"- Test: {metric_row(result['test'])}",
+        f"- Validation: {metric_row(result['valid'] or {})}",
+        f"- Protocol: {result['protocol']}, {result['rows']['test']} test rows, all {result['candidates']} items ranked, "
+        f"history {'masked' if result['history_masked'] else 'not masked'}",
+        f"- Training: {result['steps']} steps on {result['rows']['train']} rows, {result['seconds']['train']:.0f} s, "
+        f"{result['trainable_parameters']:,} trainable parameters",
+    ]
+    if result["backbone"]:
+        lines.append(f"- Backbone: {result['backbone']}")
+    lines += ["- Versions: " + ", ".join(f"{package} {number}" for package, number in result["versions"].items()), ""]
+    lines += ["```python", "from recbole_hatllm import load", f'load("{name}").recommend(["first title", "second title"], k=10)', "```", ""]
+    return "\n".join(lines)

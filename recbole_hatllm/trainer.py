@@ -1,0 +1,230 @@
+"""RecBole's trainers, writing into a run folder; the plain one counted in optimiser steps and resumable at any of them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from recbole.trainer import Trainer, trainer as recbole_trainer
+from recbole.trainer.trainer import TraditionalTrainer
+from recbole.utils import ModelType, early_stopping, get_trainer
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from recbole_hatllm import checkpoint, weights
+from recbole_hatllm.errors import HatError
+from recbole_hatllm.evaluation import RankCollector
+from recbole_hatllm.files import publish
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C was pressed; the state of that moment and the best weights so far are in the run folder."""
+
+
+class RunTrainer:
+    """Over any RecBole trainer: exact ranks, and weights of the best validation kept in `folder/best-<step>`.
+
+    Args:
+        config, model: as RecBole's trainers take them.
+        folder: the run folder.
+        items: `weights.items_identity` of the data.
+    """
+
+    def __init__(self, config, model, folder: Path, items: dict):
+        self.folder, self.items = folder, items
+        # RecBole writes TensorBoard's files into the working directory, with the run's time as their only name.
+        writer = lambda _: SummaryWriter(folder / "tensorboard")  # noqa: E731
+        config["checkpoint_dir"] = str(folder)
+        with mock.patch.object(recbole_trainer, "get_tensorboard", writer):
+            super().__init__(config, model)
+        self.eval_collector = RankCollector(config)
+
+    def _build_optimizer(self, **kwargs):
+        """Over what is trained only: a frozen backbone has no optimiser state."""
+        groups = getattr(self.model, "parameter_groups", None)
+        params = groups() if groups else [p for p in self.model.parameters() if p.requires_grad]
+        return super()._build_optimizer(params=params, **kwargs)
+
+    def best(self) -> Path | None:
+        """The folder of the best weights so far."""
+        found = sorted(self.folder.glob("best-*"), key=lambda path: int(path.name.split("-")[1]))
+        return found[-1] if found else None
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """Writes the weights into `best-<epoch>`."""
+
+        def write(temporary: Path) -> None:
+            temporary.mkdir()
+            weights.save_model(self.model, temporary, self.items)
+
+        publish(self.folder / f"best-{epoch}", write)
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """RecBole's evaluation; `model_file` is a folder of weights, by default the best of this run."""
+        source = model_file or (self.best() if load_best_model else None)
+        if source:
+            weights.load_model(self.model, Path(source), self.items)
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+
+class StepTrainer(RunTrainer, Trainer):
+    """One data flow for every model with RecBole's plain trainer: optimiser steps, a validation every so many.
+
+    With `train_steps` set, it and `eval_step` count optimiser steps; otherwise `epochs` and `eval_step` count epochs, as
+    in RecBole. After each validation the state is written; `restore` goes on from it to the same weights that a run never
+    stopped would have.
+    """
+
+    def __init__(self, config, model, folder, items):
+        super().__init__(config, model, folder, items)
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        self.history: list[dict] = []  # one entry a validation: step, loss, seconds, metrics
+        self.best_step = 0
+        self.seconds = 0.0
+        self.stopped = False
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """Trains to the last step, or until `stopping_step` validations brought nothing better.
+
+        Returns:
+            best validation score and result, as RecBole does.
+
+        Raises:
+            HatError: the loss is not a number. Interrupted: Ctrl-C.
+        """
+        self.eval_collector.data_collect(train_data)
+        per_epoch = len(train_data)
+        if self.config["train_steps"] is not None:
+            total, every = self.config["train_steps"], self.config["eval_step"]
+        else:
+            epochs = 1 if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL else self.config["epochs"]
+            total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
+        bar = tqdm(total=total, initial=self.step, desc="train", unit="step", disable=not show_progress, ncols=100)
+        losses, rows, began = torch.zeros((), dtype=torch.float64), 0, time.monotonic()
+        counted, spent = 0, self.seconds
+        with Interrupt() as interrupt, bar:
+            while self.step < total and not self.stopped:
+                epoch, offset = divmod(self.step, per_epoch)
+                for batch in train_data.batches(epoch, offset):
+                    loss = self._step(batch, self._lr_factor(self.step, total))
+                    self.step += 1
+                    losses, rows, counted = losses + loss, rows + len(batch), counted + 1
+                    self.seconds = spent + time.monotonic() - began
+                    bar.set_postfix_str(f"loss {loss:.3f}, {rows / (time.monotonic() - began):.0f} rows/s", refresh=False)
+                    bar.update()
+                    self.tensorboard.add_scalar("train/loss", loss, self.step)
+                    if valid_data is not None and (self.step % every == 0 or self.step == total):
+                        self._validate(valid_data, float(losses) / counted, show_progress)
+                        losses, counted = torch.zeros((), dtype=torch.float64), 0
+                        self.seconds = spent + time.monotonic() - began
+                        self._save_state()
+                    if interrupt.asked:
+                        self._save_state()
+                        raise Interrupted
+                    if self.stopped:
+                        break
+        return self.best_valid_score, self.best_valid_result
+
+    def _step(self, batch, factor: float) -> float:
+        """One optimiser step on the rows of `batch`, in pieces of `micro_batch_size`; returns the mean loss."""
+        self.model.train()
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr):
+            group["lr"] = lr * factor
+        self.optimizer.zero_grad()
+        rows = len(batch)
+        size = self.config["micro_batch_size"] or rows
+        mean = 0.0
+        for start in range(0, rows, size):
+            piece = batch[start : start + size].to(self.device)
+            loss = self.model.calculate_loss(piece)
+            loss = sum(loss) if isinstance(loss, tuple) else loss
+            loss = loss * (len(piece) / rows)
+            mean += loss.item()
+            if not math.isfinite(mean):
+                raise HatError(
+                    f"The loss is {mean} at step {self.step + 1} with learning_rate {self.learning_rate}: lower it, or "
+                    f"use dtype: float32. The best weights so far are in {self.folder}."
+                )
+            loss.backward()
+        if self.clip_grad_norm:
+            clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], **self.clip_grad_norm)
+        self.optimizer.step()
+        return mean
+
+    def _lr_factor(self, step: int, total: int) -> float:
+        """Share of the full learning rate in `step` (from 0): linear warm-up, then constant, linear or cosine to zero."""
+        warmup = self.config["warmup_steps"]
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(total - warmup, 1)
+        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.config["lr_decay"]]
+
+    def _validate(self, valid_data, loss: float, show_progress: bool) -> None:
+        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        self.best_valid_score, self.cur_step, self.stopped, better = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        self.history.append({"step": self.step, "loss": loss, "seconds": round(self.seconds, 1), **result})
+        self.logger.info(
+            f"step {self.step}: train loss {loss:.4f}, valid "
+            + ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+            + (" (best)" if better else "")
+        )
+        for name, value in result.items():
+            self.tensorboard.add_scalar(f"valid/{name}", value, self.step)
+        if better:
+            self._save_checkpoint(self.step)
+            self.best_step, self.best_valid_result = self.step, dict(result)
+
+    _PROGRESS = ("step", "best_step", "best_valid_score", "best_valid_result", "cur_step", "history", "seconds", "stopped")
+
+    def _save_state(self) -> None:
+        """The order matters for a kill: new best weights, then the state that names them, then the old ones go."""
+        checkpoint.save(self.folder, self.model, self.optimizer, {name: getattr(self, name) for name in self._PROGRESS})
+        for folder in self.folder.glob("best-*"):
+            if folder.name != f"best-{self.best_step}":
+                shutil.rmtree(folder)
+
+    def restore(self) -> None:
+        """Goes back to the last state written, if there is one; best weights that came after it are made again."""
+        if (self.folder / checkpoint.FILE).is_file():
+            for name, value in checkpoint.restore(self.folder, self.model, self.optimizer).items():
+                setattr(self, name, value)
+        for folder in self.folder.glob("best-*"):
+            if folder.name != f"best-{self.best_step}":
+                shutil.rmtree(folder)
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into `asked`, to be honoured between two steps; a second one interrupts at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *_):
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def trainer_class(config) -> type[RunTrainer]:
+    """RecBole's trainer for the model, writing into a run folder; in steps where it is RecBole's plain one."""
+    base = get_trainer(config["MODEL_TYPE"], config["model"])
+    if base in (Trainer, TraditionalTrainer):
+        return StepTrainer
+    return type(f"Run{base.__name__}", (RunTrainer, base), {})
