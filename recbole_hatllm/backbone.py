@@ -104,7 +104,7 @@ class Backbone(nn.Module):
             attention: kernel; `auto`, `eager` or `sdpa`.
 
         Raises:
-            BackboneError: they are not one known kind a layer, or the family cannot be given masks, or not by this kernel.
+            BackboneError: not one known kind a layer, or the family cannot be given masks, or not by this kernel.
         """
         if unknown := set(kinds) - set(KINDS):
             raise BackboneError(f"there is no mask {', '.join(sorted(unknown))}: use {', '.join(KINDS)}.")

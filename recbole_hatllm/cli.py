@@ -85,16 +85,10 @@ def _recommend(argv: list[str]) -> None:
     _nothing_left(keys, "recommend")
     if not isinstance(k, int):
         raise ConfigError(f"k is {k!r}, and must be a whole number.")
-    from recbole_hatllm.recommend import load
+    from recbole_hatllm.recommend import listing, load
 
     trained = load(folder)
-    print_recommendations(trained.recommend([item for item in history.split(";") if item.strip()], k))
-
-
-def print_recommendations(rows) -> None:
-    """One line a recommendation: place, title, id, score."""
-    for row in rows:
-        print(f"{row.rank:>3}. {row.title}  [item {row.item}, score {row.score:.2f}]")
+    print(listing(trained.recommend([item for item in history.split(";") if item.strip()], k)))
 
 
 def _demo(argv: list[str]) -> None:

@@ -1,8 +1,8 @@
 """What RecBole 1.2.1 needs on today's stack: one function per defect, with its cause and how to see that it is gone.
 
-`mend()` runs when `recbole_hatllm` is imported and costs nothing: a defect is mended in the moment that RecBole's module is
-imported, by us or by anybody else. No file of RecBole is changed and nothing outside RecBole behaves differently, apart
-from names that NumPy and SciPy have dropped and that are put back.
+`mend()` runs when `recbole_hatllm` is imported and costs nothing: a defect is mended in the moment that RecBole's
+module is imported, by us or by anybody else. No file of RecBole is changed and nothing outside RecBole behaves
+differently, apart from names that NumPy and SciPy have dropped and that are put back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _with(module: types.ModuleType, **replaced) -> types.ModuleType:
 
 
 def numpy_names(configurator, load: Callable[[], None]) -> None:
-    """RecBole reads np.float, np.str, np.bool and np.long, which its Config makes from np.float_: NumPy 2 has none of them.
+    """RecBole reads np.float, np.str and the like, which its Config makes from np.float_: NumPy 2 has none of them.
 
     Gone when `Config.compatibility_settings` no longer names `np.float_`.
     """
@@ -55,10 +55,10 @@ def numpy_names(configurator, load: Callable[[], None]) -> None:
 
 
 def checkpoint_reading(module, load: Callable[[], None]) -> None:
-    """torch >= 2.6 reads tensors only, but RecBole's checkpoints carry its Config: `evaluate` and `resume_checkpoint` fail.
+    """torch >= 2.6 reads tensors only, but RecBole's checkpoints carry its Config: reading one back fails.
 
-    Only these modules see a `torch.load` that reads whole objects; they read files that RecBole wrote itself. Being pickles,
-    such files must come from somebody you trust. Gone when RecBole passes `weights_only`.
+    Only these modules see a `torch.load` that reads whole objects; they read files that RecBole wrote itself. Being
+    pickles, such files must come from somebody you trust. Gone when RecBole passes `weights_only`.
     """
     load()
     import torch
@@ -72,8 +72,8 @@ def checkpoint_reading(module, load: Callable[[], None]) -> None:
 def anomaly_mode(sine, load: Callable[[], None]) -> None:
     """sine.py switches autograd's anomaly mode on for the whole process: every model trains far slower.
 
-    The mode becomes again what it was before that import; where the import came before ours, it is switched off. Gone when
-    `torch.is_anomaly_enabled()` is False after `import recbole.model.sequential_recommender`.
+    The mode becomes again what it was before that import; where the import came before ours, it is switched off.
+    Gone when `torch.is_anomaly_enabled()` is False after `import recbole.model.sequential_recommender`.
     """
     import torch
 
@@ -83,10 +83,10 @@ def anomaly_mode(sine, load: Callable[[], None]) -> None:
 
 
 def log_files(logger_module, load: Callable[[], None]) -> None:
-    """`init_logger` calls `logging.basicConfig` without force: a second model in one process logs into the first one's file.
+    """`init_logger` calls `logging.basicConfig` without force: a second model logs into the first one's file.
 
-    The handlers of the last call are replaced by those of the new one; handlers of others stay. Gone when two `init_logger`
-    calls leave two files with content.
+    The handlers of the last call are replaced by those of the new one; handlers of others stay. Gone when two
+    `init_logger` calls leave two files with content.
     """
     load()
     ours: list[logging.Handler] = []
@@ -106,7 +106,7 @@ def log_files(logger_module, load: Callable[[], None]) -> None:
 
 
 def counted_metrics(collector, load: Callable[[], None]) -> None:
-    """`Collector.get_data_struct` calls `.cpu()` on counts: ItemCoverage, AveragePopularity, Gini, ... crash on any stack.
+    """`Collector.get_data_struct` calls `.cpu()` on counts: ItemCoverage, AveragePopularity and others crash.
 
     What is no tensor is set aside meanwhile. Gone when those metrics come out of an evaluation.
     """
@@ -141,14 +141,31 @@ def sparse_updates(recbole, load: Callable[[], None]) -> None:
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
 
 
+def popularity_counts(pop, load: Callable[[], None]) -> None:
+    """Pop adds one to an item for each batch it occurs in, however often: its counts depend on the batch size.
+
+    The missing occurrences are added first. Gone when Pop's `item_cnt` is the number of interactions after an epoch.
+    """
+    load()
+    original = pop.Pop.calculate_loss
+
+    def calculate_loss(self, interaction):
+        items, times = interaction[self.ITEM_ID].unique(return_counts=True)
+        self.item_cnt[items, 0] += times - 1
+        return original(self, interaction)
+
+    calculate_loss.mended = True
+    pop.Pop.calculate_loss = calculate_loss
+
+
 @dataclass(frozen=True)
 class Defect:
     """One thing that is wrong in RecBole 1.2.1, with or without today's stack.
 
     Args:
         name, what: for the reader. found: whether the installed versions have it, mended or not. mended: whether it is.
-        mend: called as `mend(module, load)` when one of `modules` is imported; `load()` then runs the module. A defect without
-            it is solved by a class of this package, which `mended` looks at.
+        mend: called as `mend(module, load)` when one of `modules` is imported; `load()` then runs the module. A
+            defect without it is solved by a class of this package, which `mended` looks at.
     """
 
     name: str
@@ -174,9 +191,13 @@ def _overrides(module: str, cls: str, method: str) -> bool:
 
 
 _CONFIGURATOR = "recbole.config.configurator"
+_POP = "recbole.model.general_recommender.pop"
 _TRAINER = "recbole.trainer.trainer"
-_READERS = (_TRAINER, "recbole.model.sequential_recommender.s3rec",
-            *(f"recbole.model.general_recommender.{name}" for name in ("neumf", "convncf", "nais", "ract")))  # fmt: skip
+_READERS = (
+    _TRAINER,
+    "recbole.model.sequential_recommender.s3rec",
+    *(f"recbole.model.general_recommender.{name}" for name in ("neumf", "convncf", "nais", "ract")),
+)
 
 DEFECTS = (
     Defect(
@@ -190,7 +211,9 @@ DEFECTS = (
     Defect(
         "checkpoints",
         "torch >= 2.6 refuses RecBole's own checkpoint when the best model is read back or a run resumed",
-        lambda: _newer("torch", (2, 6)) and _in_source(_TRAINER, "torch.load(checkpoint_file, map_location=self.device)"),
+        lambda: (
+            _newer("torch", (2, 6)) and _in_source(_TRAINER, "torch.load(checkpoint_file, map_location=self.device)")
+        ),
         lambda: _module(_TRAINER).torch.load is not _module("torch").load,
         _READERS,
         checkpoint_reading,
@@ -240,9 +263,17 @@ DEFECTS = (
         lambda: _overrides("config", "Config", "_settle"),
     ),
     Defect(
+        "Pop's counts",
+        "Pop counts an item once a batch, so that its ranking depends on the batch size",
+        lambda: _in_source(_POP, "self.item_cnt[item, :] + 1"),
+        lambda: hasattr(_module(_POP).Pop.calculate_loss, "mended"),
+        (_POP,),
+        popularity_counts,
+    ),
+    Defect(
         "Pop's negatives",
-        "Pop is given one random item for each interaction and counts it: NDCG@10 on ml-100k falls by a fifth",
-        lambda: _in_source("recbole.model.general_recommender.pop", "input_type = InputType.POINTWISE"),
+        "RecBole's Config gives Pop one random item for each interaction, which it counts too",
+        lambda: _in_source(_POP, "input_type = InputType.POINTWISE"),
         lambda: _overrides("config", "Config", "_settle"),
     ),
     Defect(

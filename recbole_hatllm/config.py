@@ -1,7 +1,7 @@
 """RecBole's Config with this package's keys: what is unknown or out of range is an error before any work begins.
 
 Priority, from low to high: RecBole's own properties, our overall.yaml, llm.yaml (LLM recommenders), model/<Model>.yaml,
-dataset/<name>.yaml, the user's files, the user's dict. The command line is read by `parse_overrides`, never from sys.argv.
+dataset/<name>.yaml, the user's files, the user's dict. The command line is read by `parse_overrides`, not here.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Config(recbole_config.Config):
     """All keys of one run; `config[key]` is None for a key that nobody set.
 
     Args:
-        model: a name of `registry.model_names()` or a class. dataset: the name of a folder with atomic files. Either may
-            stand in the files or the dict instead.
+        model: a name of `registry.model_names()` or a class. dataset: the name of a folder with atomic files. Either
+            may stand in the files or the dict instead.
         config_file_list: YAML files. config_dict: keys that override them, with plain values.
 
     Raises:
-        ConfigError: an unknown model, dataset or key (the nearest known ones are named), a value out of range, a file that is
-            missing or no YAML.
+        ConfigError: an unknown model, dataset or key (the nearest known ones are named), a value out of range, a
+            file that is missing or no YAML.
     """
 
     # --- What the user says
@@ -117,7 +117,7 @@ class Config(recbole_config.Config):
             final["train_neg_sample_args"] = None
 
     def _needs_no_negatives(self, final: dict[str, Any]) -> bool:
-        """RecBole's default is one uniform negative a row: it refuses that itself for loss_type CE, and Pop counts the negatives."""
+        """RecBole gives one uniform negative a row, refuses that itself for loss_type CE, and lets Pop count it."""
         if final["MODEL_TYPE"] == ModelType.TRADITIONAL:
             return True
         by_loss = not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE"
@@ -128,8 +128,8 @@ class Config(recbole_config.Config):
 
         if final["eval_args"] != self.keys["eval_args"].default or final.get("benchmark_filename"):
             raise ConfigError(
-                "eval_args and benchmark_filename cannot be changed, so that all models rank the same items for the same rows: "
-                "choose --protocol=leave_one_out or --protocol=windows."
+                "eval_args and benchmark_filename cannot be changed, so that all models rank the same items for the "
+                "same rows: choose --protocol=leave_one_out or --protocol=windows."
             )
         if final["MODEL_TYPE"] not in (ModelType.SEQUENTIAL, ModelType.GENERAL, ModelType.TRADITIONAL):
             kind = final["MODEL_TYPE"].name.lower()
@@ -173,9 +173,9 @@ class Config(recbole_config.Config):
         final["single_spec"], final["local_rank"] = True, 0
 
     def resolved(self) -> dict[str, Any]:
-        """Every key with its value before RecBole derives others from it: `Config(config_dict=resolved)` is this config again.
+        """Every key with its value, plain and fit for YAML; `Config(config_dict=resolved)` is this config again.
 
-        Plain values only, fit for YAML.
+        Values are those before RecBole derives others from them.
         """
         return copy.deepcopy(self._resolved)
 
@@ -213,7 +213,7 @@ def _scalar(name: str, text: str) -> Any:
 
 def _plain(key: str, value: Any) -> Any:
     """A copy of `value` that YAML can hold: tuples become lists, paths text, numbers of NumPy Python's."""
-    if value is None or isinstance(value, (bool, int, float, str)) and type(value).__module__ == "builtins":
+    if value is None or (isinstance(value, (bool, int, float, str)) and type(value).__module__ == "builtins"):
         return value
     if isinstance(value, dict):
         return {name: _plain(key, part) for name, part in value.items()}
@@ -223,7 +223,9 @@ def _plain(key: str, value: Any) -> Any:
         return str(value)
     if callable(getattr(value, "item", None)):
         return value.item()
-    raise ConfigError(f"{key} is {value!r}, and must be a plain value: a number, a text, true or false, a list or a dict.")
+    raise ConfigError(
+        f"{key} is {value!r}, and must be a plain value: a number, a text, true or false, a list or a dict."
+    )
 
 
 def _declared_keys() -> set[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from recbole_hatllm import registry, run_folder, schema
-from recbole_hatllm.cli import print_recommendations
 from recbole_hatllm.config import Config
 from recbole_hatllm.quick_start import run
-from recbole_hatllm.recommend import load
+from recbole_hatllm.recommend import listing, load
 
 RECIPE = schema.PROPERTIES / "recipe" / "small.yaml"
 
@@ -35,7 +34,7 @@ def demo(overrides: dict) -> dict[str, dict]:
     for item in history:
         print(f"     {trained.items.titles[trained.find(item)]}")
     print("HatLLM recommends:")
-    print_recommendations(trained.recommend(history, 5))
+    print(listing(trained.recommend(history, 5)))
     print(f"\nThe run is kept in {trained.folder}; ask it for more:")
     print(f'  python run_hatllm.py recommend --run={trained.folder} --history="Toy Story;Heat;GoldenEye" --k=10')
     return results

@@ -1,4 +1,5 @@
-"""What this machine has, and which known defects of RecBole and transformers it meets: the report to read or to send."""
+"""What this machine has, and which known defects of RecBole and transformers it meets: the report to read or to
+send."""
 
 from __future__ import annotations
 
@@ -32,15 +33,36 @@ class Known:
 
 
 TRANSFORMERS = (
-    Known("one way of masks", "before 4.53, not all families take masks in the way used here", lambda v: v < (4, 53), "no"),
-    Known("packed GGUF", "newer versions keep .gguf weights packed, which LoRA cannot train", lambda v: _file("quantizer_gguf"), "yes"),
-    Known("Gemma-2 soft cap", "4.53 to 5.17 drop the cap of its scores under sdpa", lambda v: (4, 53) <= v < (5, 18), "yes"),
+    Known(
+        "one way of masks", "before 4.53, not all families take masks in the way used here", lambda v: v < (4, 53), "no"
+    ),
+    Known(
+        "packed GGUF",
+        "newer versions keep .gguf weights packed, which LoRA cannot train",
+        lambda v: _file("quantizer_gguf"),
+        "yes",
+    ),
+    Known(
+        "Gemma-2 soft cap",
+        "4.53 to 5.17 drop the cap of its scores under sdpa",
+        lambda v: (4, 53) <= v < (5, 18),
+        "yes",
+    ),
 )
 
 
 def report() -> str:
     """Versions, machine, and one line for each known defect: found in the installed versions or not, mended or not."""
-    lines = ["Versions", *_table([("recbole_hatllm", __version__), ("python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)])]
+    lines = [
+        "Versions",
+        *_table(
+            [
+                ("recbole_hatllm", __version__),
+                ("python", platform.python_version()),
+                *((name, _version(name)) for name in PACKAGES),
+            ]
+        ),
+    ]
     lines += ["", "Machine", *_table(_machine())]
     lines += ["", "Known defects of RecBole 1.2.1"]
     lines += [_line(d.name, d.what, _tell(d.found), _tell(d.mended)) for d in compat.DEFECTS]
@@ -69,7 +91,10 @@ def _machine() -> list[tuple[str, str]]:
         ("cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable"),
         ("threads", f"{torch.get_num_threads()} for torch"),
         ("memory", _memory()),
-        ("bf16 on the CPU", _yes(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())),
+        (
+            "bf16 on the CPU",
+            _yes(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        ),
     ]
     if not torch.cuda.is_available():
         return [*rows, ("GPU", "none that torch can use")]

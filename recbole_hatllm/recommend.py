@@ -109,6 +109,11 @@ class TrainedRun:
         ]
 
 
+def listing(rows: Sequence[Recommendation]) -> str:
+    """One line a recommendation, for the terminal."""
+    return "\n".join(f"{row.rank:>3}. {row.title}  [item {row.item}, score {row.score:.2f}]" for row in rows)
+
+
 def load(folder: str | Path) -> TrainedRun:
     """Loads a finished run. An LLM recommender needs its backbone and the folder; another model needs its data too.
 

@@ -1,6 +1,7 @@
 """Names -> models, datasets, loaders: ours first, then RecBole's own.
 
-A model is a file: `model/<name>.py` holds the class <Name>, here as in RecBole, so names are known without importing anything.
+A model is a file: `model/<name>.py` holds the class <Name>, here as in RecBole, so names are known without importing
+anything.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def model_class(name: str) -> type:
     for package, family in _FAMILIES.items():
         if name in _models(package):
             if family not in _RUN:
-                raise ConfigError(f"{name} is a {family} model of RecBole; only sequential and general models are run here.")
+                raise ConfigError(
+                    f"{name} is a {family} model of RecBole; only sequential and general models are run here."
+                )
             return getattr(importlib.import_module(_models(package)[name]), name)
     raise ConfigError(f"There is no model {name!r}{nearest(name, model_names())}")
 

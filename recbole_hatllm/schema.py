@@ -84,7 +84,8 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """One declared key: `types` of `TYPES`, `range` as written ("" where all values are fine), `default` as YAML reads it."""
+    """One declared key: `types` of `TYPES`, `range` as written ("" where all values are fine), `default` as YAML
+    reads it."""
 
     name: str
     meaning: str
@@ -191,7 +192,9 @@ def help_text(keys: Mapping[str, Key]) -> str:
         if key.file != file:
             file = key.file
             lines += ["", f"{file.relative_to(PROPERTIES) if file.is_relative_to(PROPERTIES) else file}:"]
-        default = "" if key.default is None else str(key.default).lower() if isinstance(key.default, bool) else key.default
+        default = (
+            "" if key.default is None else str(key.default).lower() if isinstance(key.default, bool) else key.default
+        )
         lines.append(f"  --{key.name}={default}")
         lines += textwrap.wrap(f"{key.meaning} ({key.allowed})", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines).lstrip("\n")

@@ -129,7 +129,7 @@ class StepTrainer(RunTrainer, Trainer):
                     if interrupt.asked:
                         self._save_state()
                         raise Interrupted
-                    if self.stopped:
+                    if self.stopped or self.step == total:
                         break
         return self.best_valid_score, self.best_valid_result
 

@@ -328,7 +328,7 @@ def test_smollm2_is_dense_verified_and_cached(smollm2, monkeypatch):
 
 def test_a_truncated_gguf_is_one_sentence(smollm2, tmp_path):
     content = smollm2[0].read_bytes()
-    for size in (0, 100, 2_000_000, len(content) // 2):
+    for size in (0, 100, len(content) // 2):
         (tmp_path / "cut.gguf").write_bytes(content[:size])
         with pytest.raises(BackboneError, match=r"cut\.gguf") as error:
             load_backbone(str(tmp_path / "cut.gguf"), cache_dir=tmp_path / "cache")

@@ -1,7 +1,7 @@
 """Each mending of RecBole: the defect shows where the mending is left out, and does not where it is not.
 
-`python tests/test_compat.py` is the other half of this file: it runs every check with all mendings and with all but its own, each in
-a process of its own, and prints the outcomes.
+`python tests/test_compat.py` is the other half of this file: it runs every check with all mendings and with all but
+its own, each in a process of its own, and prints the outcomes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,19 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["numpy names", "checkpoints", "anomaly mode", "log files", "metrics of counts", "sparse matrices", "float32 timestamps",
-         "SASRec's defaults", "Pop's negatives", "CUDA_VISIBLE_DEVICES"]  # fmt: skip
+NAMES = [
+    "numpy names",
+    "checkpoints",
+    "anomaly mode",
+    "log files",
+    "metrics of counts",
+    "sparse matrices",
+    "float32 timestamps",
+    "SASRec's defaults",
+    "Pop's counts",
+    "Pop's negatives",
+    "CUDA_VISIBLE_DEVICES",
+]
 
 
 # --- One check a defect: it fails on the bare stack. `ours` says which of the two Configs and datasets to take.
@@ -42,10 +53,22 @@ def check_checkpoints(ours):
     import torch
     from recbole.trainer import Trainer
 
-    torch.save({"config": stock_config(), "epoch": 4, "cur_step": 0, "best_valid_score": 0.1, "state_dict": {}, "optimizer": {}},
-               "best.pth", pickle_protocol=4)  # fmt: skip
+    torch.save(
+        {
+            "config": stock_config(),
+            "epoch": 4,
+            "cur_step": 0,
+            "best_valid_score": 0.1,
+            "state_dict": {},
+            "optimizer": {},
+        },
+        "best.pth",
+        pickle_protocol=4,
+    )
     loaded = SimpleNamespace(load_state_dict=lambda state: None, load_other_parameter=lambda values: None)
-    trainer = SimpleNamespace(device="cpu", model=loaded, optimizer=loaded, config=stock_config(), logger=SimpleNamespace(info=print))
+    trainer = SimpleNamespace(
+        device="cpu", model=loaded, optimizer=loaded, config=stock_config(), logger=SimpleNamespace(info=print)
+    )
     Trainer.resume_checkpoint(trainer, "best.pth")
     assert trainer.start_epoch == 5
     try:
@@ -125,6 +148,16 @@ def check_sasrecs_defaults(ours):
     assert config["train_neg_sample_args"]["distribution"] == "none"
 
 
+def check_pops_counts(ours):
+    import torch
+    from recbole.model.general_recommender.pop import Pop
+
+    model = Pop(stock_config("Pop"), SimpleNamespace(num=lambda field: 4))
+    for items in ([1, 1, 2], [1, 3, 3]):
+        model.calculate_loss({"item_id": torch.tensor(items)})
+    assert model.item_cnt[:, 0].tolist() == [0, 3, 1, 2] and model.max_cnt == 3
+
+
 def check_pops_negatives(ours):
     from recbole_hatllm.config import Config
 
@@ -174,7 +207,9 @@ def outcome(name: str, left_out: bool) -> str:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     command = [sys.executable, __file__, str(tmp_path_factory.mktemp("compat"))]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -228,8 +263,9 @@ def test_the_import_brings_nothing_heavy():
 
 def test_mending_twice_changes_nothing():
     code = (
-        "import sys, recbole_hatllm.compat as c; before = len(sys.meta_path); c.mend(); print(len(sys.meta_path) == before)\n"
-        "import recbole.evaluator.collector as k; f = k.Collector.get_data_struct; c.mend(); print(k.Collector.get_data_struct is f)"
+        "import sys, recbole_hatllm.compat as c; n = len(sys.meta_path); c.mend(); print(len(sys.meta_path) == n)\n"
+        "from recbole.evaluator import Collector; f = Collector.get_data_struct\n"
+        "c.mend(); print(Collector.get_data_struct is f)"
     )
     assert python(code) == "True\nTrue"
 

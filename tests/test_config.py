@@ -19,12 +19,21 @@ def bpr(dataset="ml-100k", files=None, **keys):
 
 
 def test_the_protocol_is_the_same_for_all_families():
-    kinds = {"HatLLM": ModelType.SEQUENTIAL, "SASRec": ModelType.SEQUENTIAL, "BPR": ModelType.GENERAL, "Pop": ModelType.TRADITIONAL}
+    kinds = {
+        "HatLLM": ModelType.SEQUENTIAL,
+        "SASRec": ModelType.SEQUENTIAL,
+        "BPR": ModelType.GENERAL,
+        "Pop": ModelType.TRADITIONAL,
+    }
     for model, kind in kinds.items():
         config = Config(model, "ml-100k")
         assert config["MODEL_TYPE"] == kind
-        assert config["eval_args"] == {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO",
-                                       "mode": {"valid": "full", "test": "full"}}  # fmt: skip
+        assert config["eval_args"] == {
+            "split": {"LS": "valid_and_test"},
+            "group_by": "user",
+            "order": "TO",
+            "mode": {"valid": "full", "test": "full"},
+        }
         assert (config["metrics"], config["topk"], config["valid_metric"]) == (["Hit", "NDCG"], [5, 10], "NDCG@10")
         assert config["load_col"] == {"inter": ["user_id", "item_id", "timestamp"]}
         assert (config["seed"], config["reproducibility"], config["MAX_ITEM_LIST_LENGTH"]) == (2026, True, 10)
@@ -60,7 +69,12 @@ def test_sasrec_and_its_like_need_no_more_keys():
     assert bpr()["train_neg_sample_args"]["distribution"] == "uniform"
 
 
-UNKNOWN = [("n_inn", "n_in"), ("learning-rate", "learning_rate"), ("Epochs", "epochs"), ("embeding_size", "embedding_size")]
+UNKNOWN = [
+    ("n_inn", "n_in"),
+    ("learning-rate", "learning_rate"),
+    ("Epochs", "epochs"),
+    ("embeding_size", "embedding_size"),
+]
 
 
 @pytest.mark.parametrize("key, near", UNKNOWN)
@@ -86,13 +100,21 @@ def test_a_key_of_another_model_is_said(caplog):
 
 @pytest.mark.parametrize(
     "keys, match",
-    [({"seed": -1}, "seed.*-1"), ({"protocol": "loo"}, "protocol.*loo.*leave_one_out"), ({"topk": [0]}, r"topk.*\[0\]"),
-     ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH.*0"), ({"missing_title": "no"}, "missing_title.*error, id"),
-     ({"metrics": ["NDGC"]}, "NDGC.*ndcg"), ({"valid_metric": "NDCG@20"}, "NDCG@20.*NDCG@10"),
-     ({"eval_args": {"split": {"RS": [8, 1, 1]}}}, "protocol"), ({"benchmark_filename": ["a", "b", "c"]}, "protocol"),
-     ({"seed": object()}, "seed.*plain value"), ({"train_steps": "many"}, "train_steps.*many")],
+    [
+        ({"seed": -1}, "seed.*-1"),
+        ({"protocol": "loo"}, "protocol.*loo.*leave_one_out"),
+        ({"topk": [0]}, r"topk.*\[0\]"),
+        ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH.*0"),
+        ({"missing_title": "no"}, "missing_title.*error, id"),
+        ({"metrics": ["NDGC"]}, "NDGC.*ndcg"),
+        ({"valid_metric": "NDCG@20"}, "NDCG@20.*NDCG@10"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}}}, "protocol"),
+        ({"benchmark_filename": ["a", "b", "c"]}, "protocol"),
+        ({"seed": object()}, "seed.*plain value"),
+        ({"train_steps": "many"}, "train_steps.*many"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_bad_values_are_refused(keys, match):
     with pytest.raises(ConfigError, match=match):
         bpr(**keys)
@@ -100,9 +122,17 @@ def test_bad_values_are_refused(keys, match):
 
 @pytest.mark.parametrize(
     "model, match",
-    [("HatLM", "HatLM.*HatLLM"), ("sasrec", "sasrec.*SASRec"), ("Foo", "There is no model 'Foo'[.]"), ("DeepFM", "context-aware"),
-     ("KGAT", "knowledge-aware"), ("LightGBM", "decision-tree"), ("KSR", "KSR.*SASRec"), (None, "--model")],
-)  # fmt: skip
+    [
+        ("HatLM", "HatLM.*HatLLM"),
+        ("sasrec", "sasrec.*SASRec"),
+        ("Foo", "There is no model 'Foo'[.]"),
+        ("DeepFM", "context-aware"),
+        ("KGAT", "knowledge-aware"),
+        ("LightGBM", "decision-tree"),
+        ("KSR", "KSR.*SASRec"),
+        (None, "--model"),
+    ],
+)
 def test_unknown_and_refused_models(model, match):
     with pytest.raises(ConfigError, match=match):
         Config(model, "ml-100k")
@@ -147,7 +177,7 @@ def test_datasets_are_found(tmp_path):
 
 
 def test_missing_and_malformed_files(tmp_path):
-    with pytest.raises(ConfigError, match="absent.yaml"):
+    with pytest.raises(ConfigError, match="absent"):
         bpr(files=["absent.yaml"])
     (tmp_path / "bad.yaml").write_text("seed: 3\norder: [IN\nn_cr: 1\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml.*line [23]"):
@@ -171,26 +201,59 @@ def test_what_the_user_passes_is_not_changed():
 
 @pytest.mark.parametrize(
     "text, value",
-    [("4", 4), ("1e-4", 1e-4), ("true", True), ("False", False), ("", None), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}), ("'5'", "5"),
-     ("/a=b", "/a=b"), ("os.getcwd()", "os.getcwd()"), ("[]", []), ("a: b", "a: b"), ("- a", "- a"), ("@x", "@x"), ("*x", "*x"),
-     ("0,1", "0,1"), ("a b", "a b"), ("2020-01-01", "2020-01-01"), ("SASRec", "SASRec"), ("None", "None"), ("1+1", "1+1"), ("%a", "%a")],
-)  # fmt: skip
+    [
+        ("4", 4),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ("False", False),
+        ("", None),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("'5'", "5"),
+        ("/a=b", "/a=b"),
+        ("os.getcwd()", "os.getcwd()"),
+        ("[]", []),
+        ("a: b", "a: b"),
+        ("- a", "- a"),
+        ("@x", "@x"),
+        ("*x", "*x"),
+        ("0,1", "0,1"),
+        ("a b", "a b"),
+        ("2020-01-01", "2020-01-01"),
+        ("SASRec", "SASRec"),
+        ("None", "None"),
+        ("1+1", "1+1"),
+        ("%a", "%a"),
+    ],
+)
 def test_overrides_are_read_as_yaml_and_never_run(text, value):
     assert parse_overrides([f"--key={text}"]) == {"key": value}
 
 
 @pytest.mark.parametrize(
     "argv, match",
-    [(["--key"], "--key=value"), (["key=1"], "key=1.*--key=value"), (["--key", "1"], "--key"), (["-k=1"], "-k=1"), (["--=1"], "--=1"),
-     (["--a=1", "--a=2"], "--a is given twice, as 1 and 2"), (["--a=[1,"], r"--a=\[1,.*YAML"), (["--a={b"], r"--a=\{b.*YAML")],
-)  # fmt: skip
+    [
+        (["--key"], "--key=value"),
+        (["key=1"], "key=1.*--key=value"),
+        (["--key", "1"], "--key"),
+        (["-k=1"], "-k=1"),
+        (["--=1"], "--=1"),
+        (["--a=1", "--a=2"], "--a is given twice, as 1 and 2"),
+        (["--a=[1,"], r"--a=\[1,.*YAML"),
+        (["--a={b"], r"--a=\{b.*YAML"),
+    ],
+)
 def test_bad_overrides_are_refused(argv, match):
     with pytest.raises(ConfigError, match=match):
         parse_overrides(argv)
 
 
 def test_overrides_reach_the_config():
-    config = Config("HatLLM", "ml-100k", config_dict=parse_overrides(["--learning_rate=1e-3", "--runs_dir=/a=b", "--lora_targets=[q]"]))
+    config = Config(
+        "HatLLM",
+        "ml-100k",
+        config_dict=parse_overrides(["--learning_rate=1e-3", "--runs_dir=/a=b", "--lora_targets=[q]"]),
+    )
     assert (config["learning_rate"], config["runs_dir"], config["lora_targets"]) == (1e-3, "/a=b", ["q"])
     assert Config("HatLLM", "ml-100k", config_dict={"learning_rate": "1e-3"})["learning_rate"] == 1e-3
 
@@ -199,7 +262,13 @@ def test_overrides_reach_the_config():
 def test_resolved_rebuilds_the_config(model, tmp_path):
     files = tmp_path / "f.yaml"
     files.write_text("topk: [1, 10]\n")
-    keys = {"seed": np.int64(7), "protocol": "windows", "runs_dir": tmp_path / "runs", "data_path": str(tmp_path), "metrics": ("NDCG",)}
+    keys = {
+        "seed": np.int64(7),
+        "protocol": "windows",
+        "runs_dir": tmp_path / "runs",
+        "data_path": str(tmp_path),
+        "metrics": ("NDCG",),
+    }
     config = Config(model, "ml-100k", [files], keys)
     resolved = yaml.safe_load(yaml.safe_dump(config.resolved()))
     assert resolved == config.resolved() and resolved["model"] == model and resolved["dataset"] == "ml-100k"
@@ -228,6 +297,8 @@ def test_the_device_and_the_users_environment(monkeypatch):
 def test_every_key_of_the_properties_has_its_declared_default(name):
     config = Config(name, "ml-100k")
     for key, declared in schema.keys_of(
-        schema.PROPERTIES / "llm.yaml", schema.PROPERTIES / "model" / f"{name}.yaml", schema.PROPERTIES / "dataset" / "ml-100k.yaml"
+        schema.PROPERTIES / "llm.yaml",
+        schema.PROPERTIES / "model" / f"{name}.yaml",
+        schema.PROPERTIES / "dataset" / "ml-100k.yaml",
     ).items():
         assert config[key] == declared.default, key

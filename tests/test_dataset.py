@@ -34,8 +34,11 @@ def write(root, rows, name="data", header=HEADER):
 def random_rows(users=40, items=30, seed=0, longest=25):
     """Shuffled rows with many equal times, repeated items, and users of 1 to `longest` interactions."""
     draw = random.Random(seed)
-    rows = [(f"u{u}", f"i{draw.randrange(items)}", 1_500_000_000 + draw.randrange(20))
-            for u in range(users) for _ in range(draw.randint(1, longest))]  # fmt: skip
+    rows = [
+        (f"u{u}", f"i{draw.randrange(items)}", 1_500_000_000 + draw.randrange(20))
+        for u in range(users)
+        for _ in range(draw.randint(1, longest))
+    ]
     draw.shuffle(rows)
     return rows
 
@@ -54,7 +57,10 @@ def rows_of(loader):
     return [
         (users[user], [items[i] for i in history[:length]], items[target])
         for user, history, length, target in zip(
-            feat["user_id"].tolist(), feat["item_id_list"].tolist(), feat["item_length"].tolist(), feat["item_id"].tolist()
+            feat["user_id"].tolist(),
+            feat["item_id_list"].tolist(),
+            feat["item_length"].tolist(),
+            feat["item_id"].tolist(),
         )
     ]
 
@@ -159,7 +165,10 @@ def test_parts_of_any_table(users, longest):
     parts = rows.windows()
     windows = np.concatenate(parts)
     assert len(windows) == sum((n > 1) if n <= longest + 1 else n - longest for n in counts.values())
-    assert [len(part) for part in parts[:2]] == [int(0.8 * len(windows)), int(0.9 * len(windows)) - int(0.8 * len(windows))]
+    assert [len(part) for part in parts[:2]] == [
+        int(0.8 * len(windows)),
+        int(0.9 * len(windows)) - int(0.8 * len(windows)),
+    ]
     assert (np.diff(rows.order[windows]) > 0).all()  # no target of training is later than any of the test
     expected = {line for end in parts[0] for line in rows.order[end - rows.length[end] : end + 1]}
     assert rows.interactions(parts[0]).tolist() == sorted(expected)
@@ -207,7 +216,10 @@ def test_leave_one_out_is_recboles(tmp_path):
         theirs = [
             (tokens["user_id"][u], [tokens["item_id"][i] for i in history[:length]], tokens["item_id"][target])
             for u, history, length, target in zip(
-                feat["user_id"].tolist(), feat["item_id_list"].tolist(), feat["item_length"].tolist(), feat["item_id"].tolist()
+                feat["user_id"].tolist(),
+                feat["item_id_list"].tolist(),
+                feat["item_length"].tolist(),
+                feat["item_id"].tolist(),
             )
         ]
         assert sorted(theirs) == sorted(rows_of(loader))
@@ -216,7 +228,9 @@ def test_leave_one_out_is_recboles(tmp_path):
     _, train, _, _ = build(tmp_path, "BPR")
     feat = (part := Dataset(Config("BPR", "data", config_dict={"data_path": str(tmp_path)})).build()[0]).inter_feat
     tokens = part.field2id_token
-    assert sorted(zip(tokens["user_id"][feat["user_id"]], tokens["item_id"][feat["item_id"]])) == sorted(pairs_of(train))
+    assert sorted(zip(tokens["user_id"][feat["user_id"]], tokens["item_id"][feat["item_id"]])) == sorted(
+        pairs_of(train)
+    )
 
 
 # --- Items and columns
@@ -229,7 +243,7 @@ def test_candidates_are_the_items_of_the_inter_file(tmp_path):
     (tmp_path / "data" / "data.item").write_text("\n".join(lines) + "\n")
     load = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "kind"]}
     for model, keys in (("SASRec", {}), ("BPR", {}), ("SASRec", {"load_col": load})):
-        dataset, train, _, _ = build(tmp_path, model, **keys)
+        dataset, *_ = build(tmp_path, model, **keys)
         assert sorted(dataset.item_tokens[1:]) == used and dataset.item_num == len(used) + 1
         assert dataset.item_tokens[0] == "[PAD]" and all(type(token) is str for token in dataset.item_tokens)
     assert dataset.item_feat["kind"].shape == (len(used) + 1,) and len(dataset.inter_feat) == len(random_rows())
@@ -240,7 +254,9 @@ def test_no_list_that_nobody_reads(tmp_path):
     _, train, _, test = build(tmp_path)
     expected = ["user_id", "item_id", "timestamp", "item_id_list", "item_length"]
     assert train.dataset.inter_feat.columns == test.dataset.inter_feat.columns == expected
-    assert train.dataset.inter_feat["item_id_list"].shape[1] == 10 and train.dataset.item_id_list_field == "item_id_list"
+    assert (
+        train.dataset.inter_feat["item_id_list"].shape[1] == 10 and train.dataset.item_id_list_field == "item_id_list"
+    )
 
 
 def test_building_twice_gives_the_same(tmp_path):
@@ -293,8 +309,13 @@ def folder(tmp_path_factory):
     return root
 
 
-MODELS = {"HatLLM": {}, "BPR": {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 2}}, "MultiVAE": {},
-          "SASRec": {"loss_type": "BPR"}, "BERT4Rec": {}}  # fmt: skip
+MODELS = {
+    "HatLLM": {},
+    "BPR": {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 2}},
+    "MultiVAE": {},
+    "SASRec": {"loss_type": "BPR"},
+    "BERT4Rec": {},
+}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -351,7 +372,9 @@ def test_negatives_are_items_that_were_not_taken(folder):
 
 def trained(model, dataset, root, **keys):
     """Test metrics by RecBole's own trainer, its checkpoint written and read back."""
-    config = Config(model, dataset, config_dict={"epochs": 1, "show_progress": False, "checkpoint_dir": str(root / "saved"), **keys})
+    config = Config(
+        model, dataset, config_dict={"epochs": 1, "show_progress": False, "checkpoint_dir": str(root / "saved"), **keys}
+    )
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = registry.data_loaders(config, registry.create_dataset(config))
     net = registry.model_class(model)(config, train.dataset).to(config["device"])
@@ -360,7 +383,9 @@ def trained(model, dataset, root, **keys):
     return trainer.evaluate(test)
 
 
-@pytest.mark.parametrize("model", ["Pop", "BPR", "NeuMF", "LightGCN", "ItemKNN", "EASE", "MultiVAE", "SASRec", "GRU4Rec", "BERT4Rec"])
+@pytest.mark.parametrize(
+    "model", ["Pop", "BPR", "NeuMF", "LightGCN", "ItemKNN", "EASE", "MultiVAE", "SASRec", "GRU4Rec", "BERT4Rec"]
+)
 @PROTOCOLS
 def test_models_of_recbole_train_and_evaluate(model, protocol, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # RecBole's trainer writes TensorBoard files into the working directory
@@ -388,8 +413,16 @@ def refused(root, **keys):
 @pytest.mark.parametrize(
     "rows, header, match",
     [
-        (GOOD, "user_id:token\titem_id:token\twhen:float", r"data\.inter, line 1, needs a column timestamp:float.*when:float"),
-        (GOOD, "user_id:token\titem_id\ttimestamp:float", r"data\.inter, line 1: the column 'item_id' must be.*item_id:token"),
+        (
+            GOOD,
+            "user_id:token\titem_id:token\twhen:float",
+            r"data\.inter, line 1, needs a column timestamp:float.*when:float",
+        ),
+        (
+            GOOD,
+            "user_id:token\titem_id\ttimestamp:float",
+            r"data\.inter, line 1: the column 'item_id' must be.*item_id:token",
+        ),
         (GOOD, "user_id:token\titem_id:word\ttimestamp:float", r"data\.inter, line 1: the column 'item_id:word'"),
         (GOOD, "user_id:token\titem_id:token\ttimestamp:token", r"data\.inter, line 1, needs a column timestamp:float"),
         ([], HEADER, r"data\.inter is empty"),
@@ -401,9 +434,10 @@ def refused(root, **keys):
         ([*GOOD, ("NA", "e", 5)], HEADER, r"data\.inter, line 6, has no user_id.*NA"),
         ([*GOOD, ("u", "e", 5, 6)], HEADER, r"data\.inter, line 6, has 4 columns and the header 3"),
         ([*GOOD, ("u", "e")], HEADER, r"data\.inter, line 6, has 2 columns and the header 3"),
-        ([('"u', "e", 5), *GOOD], HEADER, r"data\.inter.*quote"),
+        ([('"u', "e", 5), *GOOD], HEADER, r"data\.inter cannot be read.*quote"),
+        ([('"u', "e", 5), *GOOD[:3], ("u", 'd"', 4)], HEADER, r"data\.inter .*quote"),
     ],
-)  # fmt: skip
+)
 def test_broken_lines_are_named(rows, header, match, tmp_path):
     write(tmp_path, rows, header=header)
     assert re.search(match, refused(tmp_path))

@@ -14,15 +14,23 @@ def test_the_report_names_versions_machine_and_every_defect():
         assert re.search(rf"^  {name} +\S", text, flags=re.MULTILINE), name
     assert f"{torch.__version__}" in text and re.search(r"memory +\d+\.\d GiB", text) and re.search(r"cores +\d", text)
     for defect in compat.DEFECTS:
-        assert re.search(rf"^  {re.escape(defect.name)} +found: (yes|no) +mended: yes", text, flags=re.MULTILINE), defect.name
+        assert re.search(rf"^  {re.escape(defect.name)} +found: (yes|no) +mended: yes", text, flags=re.MULTILINE), (
+            defect.name
+        )
     assert "unknown" not in text
 
 
 @pytest.mark.parametrize(
     "installed, found",
-    [("4.52.4", {"one way of masks"}), ("4.53.0", {"Gemma-2 soft cap"}), ("5.17.1", {"Gemma-2 soft cap"}), ("5.18.0", set()),
-     ("5.23.0.dev0", set()), ("not installed", set())],
-)  # fmt: skip
+    [
+        ("4.52.4", {"one way of masks"}),
+        ("4.53.0", {"Gemma-2 soft cap"}),
+        ("5.17.1", {"Gemma-2 soft cap"}),
+        ("5.18.0", set()),
+        ("5.23.0.dev0", set()),
+        ("not installed", set()),
+    ],
+)
 def test_defects_of_transformers_by_version(installed, found, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda package: installed)
     monkeypatch.setattr(doctor, "_file", lambda quantizer: False)

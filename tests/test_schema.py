@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from recbole_hatllm import schema
 from recbole_hatllm.errors import ConfigError
 
-FILES = [path for path in sorted(schema.PROPERTIES.rglob("*.yaml")) if path.parent.name in ("properties", "model", "dataset")]
+FILES = [
+    path for path in sorted(schema.PROPERTIES.rglob("*.yaml")) if path.parent.name in ("properties", "model", "dataset")
+]
 
 
 def declare(tmp_path, text):
@@ -34,7 +36,8 @@ def test_every_key_of_the_package_is_declared(file):
 def test_a_declaration_is_read(tmp_path):
     keys = declare(
         tmp_path,
-        "# A head line of the file\n\n# --- Section\n# How many layers (of any kind),\n# told on two lines (int or none; >= 0 and < 9)\n"
+        "# A head line of the file\n\n# --- Section\n"
+        "# How many layers (of any kind),\n# told on two lines (int or none; >= 0 and < 9)\n"
         "n_in: 4\n# Free (str)\nword: a  # a comment behind\n# Nested (dict)\nargs:\n  inner: 1\n  other: [2]\n",
     )
     assert list(keys) == ["n_in", "word", "args"]
@@ -46,26 +49,62 @@ def test_a_declaration_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["n_in: 4\n", "# without a type\nn_in: 4\n", "# of a type that is none (integer)\nn_in: 4\n", "# too far away (int)\n\nn_in: 4\n",
-     "# the default breaks it (int; >= 5)\nn_in: 4\n", "# no such range (int; around 4)\nn_in: 4\n", "# --- Headline (int)\nn_in: 4\n"],
-)  # fmt: skip
+    [
+        "n_in: 4\n",
+        "# without a type\nn_in: 4\n",
+        "# of a type that is none (integer)\nn_in: 4\n",
+        "# too far away (int)\n\nn_in: 4\n",
+        "# the default breaks it (int; >= 5)\nn_in: 4\n",
+        "# no such range (int; around 4)\nn_in: 4\n",
+        "# --- Headline (int)\nn_in: 4\n",
+    ],
+)
 def test_a_key_without_a_good_declaration_is_refused(text, tmp_path):
     with pytest.raises(ConfigError, match=r"keys\.yaml, line \d+.*n_in"):
         declare(tmp_path, text)
 
 
 GOOD = [
-    ("int", "", 3), ("float", "", 3), ("float", "> 0", 1e-9), ("int or none", ">= 1", None), ("int or none", ">= 1", 1),
-    ("bool", "", False), ("str", "one of a, b c", "b c"), ("str", "", ""), ("list", ">= 1", [1, 2]), ("list or str", "", "x"),
-    ("float", "0 to 1", 1), ("float", "0 to 1", 0.0), ("float", ">= 0 and < 1", 0.99), ("int", "< 5", -7), ("dict", "", {"a": 1}),
-    ("int", "one of 1, 2", 2), ("int", "<= 2", 2),
-]  # fmt: skip
+    ("int", "", 3),
+    ("float", "", 3),
+    ("float", "> 0", 1e-9),
+    ("int or none", ">= 1", None),
+    ("int or none", ">= 1", 1),
+    ("bool", "", False),
+    ("str", "one of a, b c", "b c"),
+    ("str", "", ""),
+    ("list", ">= 1", [1, 2]),
+    ("list or str", "", "x"),
+    ("float", "0 to 1", 1),
+    ("float", "0 to 1", 0.0),
+    ("float", ">= 0 and < 1", 0.99),
+    ("int", "< 5", -7),
+    ("dict", "", {"a": 1}),
+    ("int", "one of 1, 2", 2),
+    ("int", "<= 2", 2),
+]
 BAD = [
-    ("int", "", 3.0), ("int", "", True), ("int", "", "three"), ("float", "", "fast"), ("float", "", None), ("float", "", float("nan")),
-    ("bool", "", 1), ("bool", "", "true"), ("str", "", 1), ("str", "one of a, b", "A"), ("str", "one of a, b", "titel"),
-    ("list", ">= 1", [1, 0]), ("list", "", "x"), ("float", "0 to 1", 1.1), ("float", ">= 0 and < 1", 1), ("int or none", ">= 1", 0),
-    ("int", "one of 1, 2", 3), ("list", "> 0", ["a"]), ("dict", "", [1]), ("str", "", None),
-]  # fmt: skip
+    ("int", "", 3.0),
+    ("int", "", True),
+    ("int", "", "three"),
+    ("float", "", "fast"),
+    ("float", "", None),
+    ("float", "", float("nan")),
+    ("bool", "", 1),
+    ("bool", "", "true"),
+    ("str", "", 1),
+    ("str", "one of a, b", "A"),
+    ("str", "one of a, b", "titel"),
+    ("list", ">= 1", [1, 0]),
+    ("list", "", "x"),
+    ("float", "0 to 1", 1.1),
+    ("float", ">= 0 and < 1", 1),
+    ("int or none", ">= 1", 0),
+    ("int", "one of 1, 2", 3),
+    ("list", "> 0", ["a"]),
+    ("dict", "", [1]),
+    ("str", "", None),
+]
 
 
 @pytest.mark.parametrize("types, range, value", GOOD, ids=str)
@@ -89,8 +128,13 @@ def test_a_number_that_came_as_text_is_a_number(text, number):
 
 @given(st.floats(allow_nan=False), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_ranges_agree_with_python(value, a, b):
-    rules = {f"{a} to {b}": a <= value <= b, f">= {a}": value >= a, f"> {a}": value > a, f"<= {b}": value <= b,
-             f"> {a} and < {b}": a < value < b}  # fmt: skip
+    rules = {
+        f"{a} to {b}": a <= value <= b,
+        f">= {a}": value >= a,
+        f"> {a}": value > a,
+        f"<= {b}": value <= b,
+        f"> {a} and < {b}": a < value < b,
+    }
     for rule, holds in rules.items():
         try:
             key("float", rule).check(value)
@@ -101,9 +145,23 @@ def test_ranges_agree_with_python(value, a, b):
 
 @pytest.mark.parametrize(
     "text, value",
-    [("1e-4", 1e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("1.5", 1.5), ("7", 7), ("-2E+3", -2000.0), ("0x1e4", 484), ("1e", "1e"),
-     ("e5", "e5"), ("2020-01-01", "2020-01-01"), ("true", True), ("", None), ("~", None), ("[1e-3, a]", [1e-3, "a"])],
-)  # fmt: skip
+    [
+        ("1e-4", 1e-4),
+        ("1e5", 1e5),
+        (".5e-3", 5e-4),
+        ("1.5", 1.5),
+        ("7", 7),
+        ("-2E+3", -2000.0),
+        ("0x1e4", 484),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ("2020-01-01", "2020-01-01"),
+        ("true", True),
+        ("", None),
+        ("~", None),
+        ("[1e-3, a]", [1e-3, "a"]),
+    ],
+)
 def test_yaml_reads_what_people_write(text, value):
     assert yaml.load(text, schema.Loader) == value
 
@@ -115,9 +173,15 @@ def test_yaml_makes_no_objects():
 
 @pytest.mark.parametrize(
     "text, match",
-    [("a: [1\nb: 2\n", r"bad\.yaml.*line [12]"), ("- a\n- b\n", r"bad\.yaml.*key: value"), ("1: a\n", r"bad\.yaml.*key: value"),
-     ("just text", r"bad\.yaml.*just text"), ("a: b: c\n", r"bad\.yaml.*line 1"), ("a: 1\n\tb: 2\n", r"bad\.yaml.*line 2")],
-)  # fmt: skip
+    [
+        ("a: [1\nb: 2\n", r"bad\.yaml.*line [12]"),
+        ("- a\n- b\n", r"bad\.yaml.*key: value"),
+        ("1: a\n", r"bad\.yaml.*key: value"),
+        ("just text", r"bad\.yaml.*just text"),
+        ("a: b: c\n", r"bad\.yaml.*line 1"),
+        ("a: 1\n\tb: 2\n", r"bad\.yaml.*line 2"),
+    ],
+)
 def test_a_bad_yaml_file_is_named_with_its_line(text, match, tmp_path):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=match) as error:
@@ -143,7 +207,11 @@ def test_the_later_file_counts(tmp_path):
 
 
 def test_help_shows_every_key_once_with_default_meaning_and_range():
-    files = [schema.PROPERTIES / "overall.yaml", schema.PROPERTIES / "llm.yaml", *schema.PROPERTIES.glob("model/*.yaml")]
+    files = [
+        schema.PROPERTIES / "overall.yaml",
+        schema.PROPERTIES / "llm.yaml",
+        *schema.PROPERTIES.glob("model/*.yaml"),
+    ]
     keys = schema.keys_of(*files)
     text = schema.help_text(keys)
     for name, declared in keys.items():

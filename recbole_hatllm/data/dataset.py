@@ -32,23 +32,25 @@ class HatDataset(SequentialDataset):
     # --- Loading
 
     def _load_inter_feat(self, token, dataset_path):
-        """Reads the `.inter` file and sorts it by time before RecBole rounds times to float32; ties keep the file's order."""
+        """Sorts by time before RecBole rounds times to float32; ties keep the file's order."""
         file = Path(dataset_path) / f"{token}.inter"
         needed = {self.uid_field: "token", self.iid_field: "token", self.time_field: "float"}
         lines = _check_lines(file, needed, self.config["field_separator"])
         try:
             super()._load_inter_feat(token, dataset_path)
         except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
-            raise DataError(f"{file} cannot be read: {error}") from error
+            raise DataError(f"{file} cannot be read ({error}): a quote that is never closed, or no UTF-8.") from error
         if lines != len(self.inter_feat):
-            raise DataError(f'{file} has cells that begin with a quote (") which is never closed: remove the quotes.')
+            raise DataError(
+                f'{file} has {lines} lines, read as {len(self.inter_feat)}: remove the quotes (") in its cells.'
+            )
         if self.inter_feat.empty:
             raise DataError(f"{file} is empty: below its header it needs one line for each interaction.")
         for field in needed:
             if (missing := self.inter_feat[field].isna()).any():
                 raise DataError(
-                    f"{file}, line {int(missing.to_numpy().argmax()) + 2}, has no {field} (an empty cell, or a word like NA or "
-                    "null that pandas takes for one): fill it in or drop the line."
+                    f"{file}, line {int(missing.to_numpy().argmax()) + 2}, has no {field} (an empty cell, or a word "
+                    "like NA or null that pandas takes for one): fill it in or drop the line."
                 )
         self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
 
@@ -62,8 +64,8 @@ class HatDataset(SequentialDataset):
 
     def _download(self):
         raise DataError(
-            f"The dataset folder {self.dataset_path} does not exist: put {self.dataset_name}.inter (and .item for titles) "
-            "there, or name the folder above it with --data_path."
+            f"The dataset folder {self.dataset_path} does not exist: put {self.dataset_name}.inter (and .item for "
+            "titles) there, or name the folder above it with --data_path."
         )
 
     def _remove_duplication(self):
@@ -72,7 +74,8 @@ class HatDataset(SequentialDataset):
             self.inter_feat.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep, inplace=True)
 
     def _fill_nan(self):
-        with warnings.catch_warnings():  # pandas 2 announces what pandas 3 will no longer do; setup.py asks for pandas < 3
+        # pandas 2 announces what pandas 3 will no longer do; setup.py asks for pandas < 3.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             super()._fill_nan()
 
@@ -100,8 +103,8 @@ class HatDataset(SequentialDataset):
     def build(self) -> list[HatDataset]:
         """Training, validation and test part.
 
-        Evaluation parts hold rows. The training part holds rows for a sequential model; for a general one, every interaction
-        that occurs in a training row as history or target, once.
+        Evaluation parts hold rows. The training part holds rows for a sequential model; for a general one, every
+        interaction that occurs in a training row as history or target, once.
 
         Raises:
             DataError: a part would be empty.
@@ -137,7 +140,7 @@ class HatDataset(SequentialDataset):
         self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
 
     def _cut(self, rows: _Rows, ends: np.ndarray) -> Interaction:
-        """Rows as RecBole's sequential models read them: history [R, L] int64, padded by 0 on the right, and its length [R]."""
+        """Rows with their histories [R, L] int64, padded by 0 on the right, and the histories' lengths [R]."""
         items = self.inter_feat[self.iid_field].numpy()[rows.order]
         length = rows.length[ends]
         place = np.arange(rows.longest)
@@ -175,7 +178,7 @@ class _Rows:
         self.length = np.minimum(self.before, longest)
 
     def leave_one_out(self) -> list[np.ndarray]:
-        """Every item but the first is a target; a user's last one is tested, the one before validated, the rest trained.
+        """Every item but the first is a target: a user's last is tested, the one before validated, others trained.
 
         As in RecBole, a user with one row gives it to training, and one with two has none for validation.
         """
@@ -186,8 +189,9 @@ class _Rows:
         return [self._by_time(np.flatnonzero(part)) for part in (train, valid, test)]
 
     def windows(self) -> list[np.ndarray]:
-        """Each run of longest + 1 items is a row, and a shorter sequence is one as a whole; the first 80 % by the target's
-        time are trained, the next 10 % validated, the rest tested.
+        """Each run of longest + 1 items is a row, and a shorter sequence is one as a whole.
+
+        The first 80 % by the target's time are trained, the next 10 % validated, the rest tested.
         """
         ends = (self.before > 0) & ((self.before >= self.longest) | (self.after == 0))
         rows = self._by_time(np.flatnonzero(ends))
@@ -214,7 +218,9 @@ def _check_lines(file: Path, needed: dict[str, str], separator: str) -> int:
         DataError: no header, a missing column, a line of another length or a time that is no number.
     """
     if not file.is_file():
-        raise DataError(f"{file} does not exist: it must hold the interactions, in the columns {_columns(needed, separator)}.")
+        raise DataError(
+            f"{file} does not exist: it must hold the interactions, in the columns {_columns(needed, separator)}."
+        )
     with file.open(encoding="utf-8", errors="replace") as lines:
         header = lines.readline().rstrip("\n")
         if not header.strip():
@@ -223,8 +229,8 @@ def _check_lines(file: Path, needed: dict[str, str], separator: str) -> int:
         for name, kind in needed.items():
             if types.get(name) != kind:
                 raise DataError(
-                    f"{file}, line 1, needs a column {name}:{kind} and has {', '.join(header.split(separator))}: rename the "
-                    "column, or say its name in USER_ID_FIELD, ITEM_ID_FIELD or TIME_FIELD."
+                    f"{file}, line 1, needs a column {name}:{kind} and has {', '.join(header.split(separator))}: "
+                    "rename the column, or say its name in USER_ID_FIELD, ITEM_ID_FIELD or TIME_FIELD."
                 )
         at_time, count = [*types].index(list(needed)[2]), 0
         for number, line in enumerate(lines, 2):
@@ -232,12 +238,16 @@ def _check_lines(file: Path, needed: dict[str, str], separator: str) -> int:
                 continue
             cells = line.rstrip("\n").split(separator)
             if len(cells) != len(types):
-                raise DataError(f"{file}, line {number}, has {len(cells)} columns and the header {len(types)}: correct the line.")
+                raise DataError(
+                    f"{file}, line {number}, has {len(cells)} columns and the header {len(types)}: correct the line."
+                )
             try:
                 float(cells[at_time] or "nan")
             except ValueError:
                 name = [*types][at_time]
-                raise DataError(f"{file}, line {number}: the {name} {cells[at_time]!r} is no number: write seconds.") from None
+                raise DataError(
+                    f"{file}, line {number}: the {name} {cells[at_time]!r} is no number: write seconds."
+                ) from None
             count += 1
     return count
 
@@ -247,7 +257,9 @@ def _column_types(file: Path, columns: list[str]) -> dict[str, str]:
     for column in columns:
         name, _, kind = column.partition(":")
         if kind not in {kind.value for kind in FeatureType}:
-            raise DataError(f"{file}, line 1: the column {column!r} must be written as name:type, such as {name}:token.")
+            raise DataError(
+                f"{file}, line 1: the column {column!r} must be written as name:type, such as {name}:token."
+            )
         types[name] = kind
     return types
 

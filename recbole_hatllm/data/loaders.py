@@ -1,4 +1,5 @@
-"""RecBole's loaders, made repeatable: what a batch holds depends on the seed, the epoch and its place, and on nothing else."""
+"""RecBole's loaders, made repeatable: what a batch holds depends on the seed, the epoch and its place, and on
+nothing else."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def _as_is(batch):
 
 @contextmanager
 def _random_from(key: list[int]):
-    """RecBole draws negatives from NumPy's, and transforms from Python's global generator: seeds both by `key` for a while."""
+    """RecBole draws negatives from NumPy's, and transforms from Python's global generator: seeds both by `key` for a
+    while."""
     numpy_before, python_before = np.random.get_state(), random.getstate()
     np.random.seed(key)
     random.seed(str(key))
