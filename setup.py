@@ -25,7 +25,7 @@ setup(
         "recbole==1.2.1",
         "torch>=2.5",
         "transformers>=4.53",
-        "peft>=0.15",
+        "peft>=0.17",
         "accelerate>=1.0",
         "safetensors>=0.4",
         "gguf>=0.10",

@@ -43,7 +43,11 @@ def build(name: str, keys: dict):
     config = Config(name, "ml-100k", config_dict=keys)
     train, _, test = registry.data_loaders(config, registry.create_dataset(config))
     torch.manual_seed(0)
-    return registry.model_class(name)(config, train.dataset).to(config["device"]), train.dataset.inter_feat, test.dataset.inter_feat
+    return (
+        registry.model_class(name)(config, train.dataset).to(config["device"]),
+        train.dataset.inter_feat,
+        test.dataset.inter_feat,
+    )
 
 
 def main() -> None:
@@ -110,7 +114,10 @@ def main() -> None:
     lines = [
         ("HatLLM over BIGRec, training step", f"{ratio(times, 'HatLLM step', 'BIGRec step'):.3f}"),
         ("HatLLM over BIGRec, full ranking", f"{ratio(times, 'HatLLM ranking', 'BIGRec ranking'):.3f}"),
-        ("prompt assembly, share of a training step", f"{100 * ratio(times, 'assembly, 16 rows', 'HatLLM step'):.2f} %"),
+        (
+            "prompt assembly, share of a training step",
+            f"{100 * ratio(times, 'assembly, 16 rows', 'HatLLM step'):.2f} %",
+        ),
         ("making the masks, share of a training step", f"{100 * ratio(times, 'masks, 16 rows', 'HatLLM step'):.2f} %"),
         ("HatLLM training", f"{16 / per_step:.1f} rows/s"),
         ("HatLLM full ranking", f"{32 / statistics.median(times['HatLLM ranking']):.1f} rows/s"),

@@ -23,7 +23,9 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     """Writes the state of this moment; `progress` is any JSON value."""
     tensors = {f"model/{name}": tensor for name, tensor in _trained(model).items()}
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items() if value is not None}
+        tensors |= {
+            f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items() if value is not None
+        }
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, inner, gauss_next = random.getstate()
     tensors |= {"random/torch": torch.get_rng_state(), "random/numpy": torch.from_numpy(keys.astype(np.int64))}
@@ -67,7 +69,9 @@ def _cuda_states() -> list[torch.Tensor]:
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """The frozen backbone of an LLM recommender is named in the run folder and never copied."""
     if getattr(model, "is_llm", False):
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+        changed = {name for name, p in model.named_parameters() if p.requires_grad}
+        changed |= {name for name, _ in model.named_buffers() if not name.startswith("backbone.")}
+        return {name: tensor for name, tensor in model.state_dict().items() if name in changed}
     return weights.model_state(model)
 
 

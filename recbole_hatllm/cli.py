@@ -1,10 +1,10 @@
 """The command line: `python run_hatllm.py` and `recbole-hatllm` are this.
 
-    run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
-    run_hatllm.py --resume=FOLDER
-    run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
-    run_hatllm.py demo
-    run_hatllm.py doctor
+run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
+run_hatllm.py --resume=FOLDER
+run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
+run_hatllm.py demo
+run_hatllm.py doctor
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def table(results: dict[str, dict]) -> str:
     rows += [[label, *(f"{result['test'][name]:.4f}" for name in names)] for label, result in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        )
         for row in rows
     )
 

@@ -15,19 +15,27 @@ class LinearHead(nn.Module):
         width: size d of the vector.
         init: [n_items, d] float tensor to start from, or None for N(0, 0.02^2).
         dropout: of the vector, while training.
+        whiten: put a fixed linear map before the projection, h -> A (h - m), that `fit_whitening` sets.
     """
 
-    def __init__(self, n_items: int, width: int, init: Tensor | None = None, dropout: float = 0.0):
+    def __init__(
+        self, n_items: int, width: int, init: Tensor | None = None, dropout: float = 0.0, whiten: bool = False
+    ):
         super().__init__()
         # Kept in float32 whatever the backbone's type: ranking ties of rounded scores would be broken arbitrarily.
         weight = torch.randn(n_items, width) * 0.02 if init is None else init.float().clone()
         weight[0] = 0
         self.weight = nn.Parameter(weight)
         self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mean", torch.zeros(width) if whiten else None)
+        self.register_buffer("whitener", torch.eye(width) if whiten else None)
 
     def logits(self, vector: Tensor) -> Tensor:
         """[B, d] of any float type -> [B, n_items - 1] in the head's type: the items 1, 2, ..."""
-        return self.dropout(vector.to(self.weight.dtype)) @ self.weight[1:].T
+        vector = vector.to(self.weight.dtype)
+        if self.whitener is not None:
+            vector = (vector - self.mean) @ self.whitener
+        return self.dropout(vector) @ self.weight[1:].T
 
     def forward(self, vector: Tensor) -> Tensor:
         """[B, d] -> [B, n_items] scores, column 0 (padding) at -inf."""
@@ -36,3 +44,19 @@ class LinearHead(nn.Module):
     def loss(self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1."""
         return F.cross_entropy(self.logits(vector), target - 1, label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def fit_whitening(self, vectors: Tensor, floor: float = 0.1) -> None:
+        """Centres `vectors` [N, d] and evens out their directions: m = mean, A = (C + floor tr(C)/d I)^(-1/2) of covariance C.
+
+        A decoder's states share a few directions that dwarf all others; a head behind them learns little else for long.
+        """
+        count, total = len(vectors), torch.zeros_like(self.whitener, dtype=torch.float64)
+        mean = sum(part.double().sum(0) for part in vectors.split(8192)) / count
+        for part in vectors.split(8192):
+            centred = part.double() - mean
+            total += centred.T @ centred
+        values, directions = torch.linalg.eigh(total / count)
+        scale = (values.clamp(min=0) + floor * values.mean()).rsqrt()
+        self.mean.copy_(mean)
+        self.whitener.copy_(directions @ torch.diag(scale) @ directions.T)

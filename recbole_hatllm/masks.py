@@ -60,6 +60,23 @@ def attention_mask(kind: str, span: Tensor, is_last: Tensor, valid: Tensor) -> T
     return (allowed | torch.eye(tokens, dtype=torch.bool, device=span.device))[:, None]
 
 
+def branch_mask(branch: Tensor, stem: Tensor) -> Tensor:
+    """Which keys a query may see where a prompt has branches, on top of its `attention_mask`.
+
+    A token of a branch sees the columns that its branch continues, and its own branch; the prompt itself sees no branch.
+
+    Args:
+        branch: [B, T] int; -1 = the prompt, k = token of the k-th branch. Branches stand behind the prompt.
+        stem: [B, T] int; how many columns, from the first, the token's branch continues; 0 outside branches.
+
+    Returns:
+        [B, 1, T, T] bool, True = may attend.
+    """
+    own = branch[:, :, None] == branch[:, None, :]
+    before = torch.arange(branch.shape[1], device=branch.device) < stem[:, :, None]
+    return (own | before)[:, None]
+
+
 def schedule(n_layers: int, n_in: int, n_cr: int, order: str = "IN-OR-CR", cross_mask: str = "cr") -> tuple[str, ...]:
     """The mask kind of each layer, from the first to the last.
 

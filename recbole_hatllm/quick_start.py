@@ -74,7 +74,7 @@ def _execute(config, folder: Path) -> dict:
         result = {
             "model": config["model"],
             "dataset": config["dataset"],
-            "test": dict(test_result),
+            "test": {name: float(value) for name, value in test_result.items()},
             "valid": dict(valid_result) if valid_result else None,
             "protocol": config["protocol"],
             "candidates": dataset.item_num - 1,

@@ -85,7 +85,9 @@ class TrainedRun:
             DataError: an unknown item or an empty history. ConfigError: `k` out of range, or a model that knows users only.
         """
         if not isinstance(self.model, SequentialRecommender):
-            raise ConfigError(f"{self.config['model']} scores items for the users it was trained on and cannot read a history.")
+            raise ConfigError(
+                f"{self.config['model']} scores items for the users it was trained on and cannot read a history."
+            )
         if not 1 <= k < self.items.item_num:
             raise ConfigError(f"k is {k}, and must be from 1 to the {self.items.item_num - 1} items there are.")
         found = [self.find(item) for item in history][-self.config["MAX_ITEM_LIST_LENGTH"] :]

@@ -37,7 +37,9 @@ def create(config) -> Path:
     if config["run_dir"]:
         folder = Path(config["run_dir"])
         if (folder / "config.yaml").exists():
-            raise ConfigError(f"{folder} holds a run already: go on with it by --resume={folder}, or name another run_dir.")
+            raise ConfigError(
+                f"{folder} holds a run already: go on with it by --resume={folder}, or name another run_dir."
+            )
     else:
         stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y%m%d-%H%M%S}"
         taken = (Path(config["runs_dir"]) / (stem + (f"-{n}" if n else "")) for n in range(1000))
@@ -89,7 +91,9 @@ def read_items(folder: Path) -> tuple[list[str], list[str]]:
         if [int(row[0]) for row in rows] != list(range(len(rows))) or any(len(row) != 3 for row in rows):
             raise ValueError("ids are not 0, 1, 2, ...")
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{Path(folder) / 'items.tsv'} is damaged or missing ({error}): take another copy of the run.") from error
+        raise DataError(
+            f"{Path(folder) / 'items.tsv'} is damaged or missing ({error}): take another copy of the run."
+        ) from error
     return [row[1] for row in rows], [row[2] for row in rows]
 
 
@@ -149,5 +153,11 @@ def model_card(name: str, result: dict) -> str:
     if result["backbone"]:
         lines.append(f"- Backbone: {result['backbone']}")
     lines += ["- Versions: " + ", ".join(f"{package} {number}" for package, number in result["versions"].items()), ""]
-    lines += ["```python", "from recbole_hatllm import load", f'load("{name}").recommend(["first title", "second title"], k=10)', "```", ""]
+    lines += [
+        "```python",
+        "from recbole_hatllm import load",
+        f'load("{name}").recommend(["first title", "second title"], k=10)',
+        "```",
+        "",
+    ]
     return "\n".join(lines)

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import torch
-from recbole.trainer import Trainer, trainer as recbole_trainer
+from recbole.trainer import Trainer
+from recbole.trainer import trainer as recbole_trainer
 from recbole.trainer.trainer import TraditionalTrainer
 from recbole.utils import ModelType, early_stopping, get_trainer
 from torch.nn.utils import clip_grad_norm_
@@ -22,6 +22,7 @@ from recbole_hatllm import checkpoint, weights
 from recbole_hatllm.errors import HatError
 from recbole_hatllm.evaluation import RankCollector
 from recbole_hatllm.files import publish
+from recbole_hatllm.run_folder import metric_row
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,7 +51,8 @@ class RunTrainer:
         """Over what is trained only: a frozen backbone has no optimiser state."""
         groups = getattr(self.model, "parameter_groups", None)
         params = groups() if groups else [p for p in self.model.parameters() if p.requires_grad]
-        return super()._build_optimizer(params=params, **kwargs)
+        kwargs.setdefault("params", params)  # RecVAE trains its two halves in turn and says which
+        return super()._build_optimizer(**kwargs)
 
     def best(self) -> Path | None:
         """The folder of the best weights so far."""
@@ -87,6 +89,7 @@ class StepTrainer(RunTrainer, Trainer):
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.history: list[dict] = []  # one entry a validation: step, loss, seconds, metrics
+        self.losses = [0.0, 0]  # sum and count since the last validation
         self.best_step = 0
         self.seconds = 0.0
         self.stopped = False
@@ -107,23 +110,26 @@ class StepTrainer(RunTrainer, Trainer):
         else:
             epochs = 1 if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL else self.config["epochs"]
             total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
+        if total and self.step == 0 and not self.history:
+            self._warm_start(train_data, valid_data, show_progress)
         bar = tqdm(total=total, initial=self.step, desc="train", unit="step", disable=not show_progress, ncols=100)
-        losses, rows, began = torch.zeros((), dtype=torch.float64), 0, time.monotonic()
-        counted, spent = 0, self.seconds
+        rows, began, spent = 0, time.monotonic(), self.seconds
         with Interrupt() as interrupt, bar:
             while self.step < total and not self.stopped:
                 epoch, offset = divmod(self.step, per_epoch)
                 for batch in train_data.batches(epoch, offset):
                     loss = self._step(batch, self._lr_factor(self.step, total))
                     self.step += 1
-                    losses, rows, counted = losses + loss, rows + len(batch), counted + 1
+                    self.losses = [self.losses[0] + loss, self.losses[1] + 1]
+                    rows += len(batch)
                     self.seconds = spent + time.monotonic() - began
-                    bar.set_postfix_str(f"loss {loss:.3f}, {rows / (time.monotonic() - began):.0f} rows/s", refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {loss:.3f}, {rows / (time.monotonic() - began):.0f} rows/s", refresh=False
+                    )
                     bar.update()
                     self.tensorboard.add_scalar("train/loss", loss, self.step)
                     if valid_data is not None and (self.step % every == 0 or self.step == total):
-                        self._validate(valid_data, float(losses) / counted, show_progress)
-                        losses, counted = torch.zeros((), dtype=torch.float64), 0
+                        self._validate(valid_data, show_progress)
                         self.seconds = spent + time.monotonic() - began
                         self._save_state()
                     if interrupt.asked:
@@ -133,20 +139,32 @@ class StepTrainer(RunTrainer, Trainer):
                         break
         return self.best_valid_score, self.best_valid_result
 
+    def _warm_start(self, train_data, valid_data, show_progress: bool) -> None:
+        """Whatever a model does before its first step counts as step 0, with a validation and a state of its own."""
+        began = time.monotonic()
+        warm_start = getattr(self.model, "warm_start", None)
+        done = warm_start(train_data.dataset.inter_feat, show_progress) if warm_start else ""
+        if done:
+            self.logger.info(done)
+            self.seconds = time.monotonic() - began
+            if valid_data is not None:
+                self._validate(valid_data, show_progress)
+            self._save_state()
+
     def _step(self, batch, factor: float) -> float:
         """One optimiser step on the rows of `batch`, in pieces of `micro_batch_size`; returns the mean loss."""
         self.model.train()
         for group, lr in zip(self.optimizer.param_groups, self.base_lr):
             group["lr"] = lr * factor
         self.optimizer.zero_grad()
-        rows = len(batch)
-        size = self.config["micro_batch_size"] or rows
+        count = getattr(self.model, "targets_in", len)
+        size, targets = self.config["micro_batch_size"] or len(batch), count(batch)
         mean = 0.0
-        for start in range(0, rows, size):
+        for start in range(0, len(batch), size):
             piece = batch[start : start + size].to(self.device)
             loss = self.model.calculate_loss(piece)
             loss = sum(loss) if isinstance(loss, tuple) else loss
-            loss = loss * (len(piece) / rows)
+            loss = loss * (count(piece) / targets)
             mean += loss.item()
             if not math.isfinite(mean):
                 raise HatError(
@@ -155,7 +173,9 @@ class StepTrainer(RunTrainer, Trainer):
                 )
             loss.backward()
         if self.clip_grad_norm:
-            clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], **self.clip_grad_norm)
+            clip_grad_norm_(
+                [p for group in self.optimizer.param_groups for p in group["params"]], **self.clip_grad_norm
+            )
         self.optimizer.step()
         return mean
 
@@ -165,26 +185,34 @@ class StepTrainer(RunTrainer, Trainer):
         if step < warmup:
             return (step + 1) / warmup
         done = (step - warmup) / max(total - warmup, 1)
-        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.config["lr_decay"]]
+        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
+            self.config["lr_decay"]
+        ]
 
-    def _validate(self, valid_data, loss: float, show_progress: bool) -> None:
+    def _validate(self, valid_data, show_progress: bool) -> None:
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        result = {name: float(value) for name, value in result.items()}
+        loss = self.losses[0] / self.losses[1] if self.losses[1] else None
+        self.losses = [0.0, 0]
         self.best_valid_score, self.cur_step, self.stopped, better = early_stopping(
             score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
         )
         self.history.append({"step": self.step, "loss": loss, "seconds": round(self.seconds, 1), **result})
         self.logger.info(
-            f"step {self.step}: train loss {loss:.4f}, valid "
-            + ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+            f"step {self.step}: "
+            + (f"train loss {loss:.4f}, " if loss is not None else "")
+            + f"valid {metric_row(result)}"
             + (" (best)" if better else "")
         )
         for name, value in result.items():
             self.tensorboard.add_scalar(f"valid/{name}", value, self.step)
         if better:
             self._save_checkpoint(self.step)
-            self.best_step, self.best_valid_result = self.step, dict(result)
+            self.best_step, self.best_valid_result = self.step, result
 
-    _PROGRESS = ("step", "best_step", "best_valid_score", "best_valid_result", "cur_step", "history", "seconds", "stopped")
+    _PROGRESS = (
+        "step", "best_step", "best_valid_score", "best_valid_result", "cur_step", "history", "losses", "seconds", "stopped",
+    )  # fmt: skip
 
     def _save_state(self) -> None:
         """The order matters for a kill: new best weights, then the state that names them, then the old ones go."""

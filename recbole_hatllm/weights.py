@@ -34,9 +34,11 @@ def read(file: Path, note: bool = False):
         with safe_open(file, framework="pt") as content:
             if note:
                 return json.loads((content.metadata() or {}).get("note", "{}"))
-            return {name: content.get_tensor(name) for name in content.keys()}
+            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{file} is not a whole safetensors file ({error}): take another copy, or train again.") from error
+        raise DataError(
+            f"{file} is not a whole safetensors file ({error}): take another copy, or train again."
+        ) from error
 
 
 def items_identity(item_tokens: Sequence[str]) -> dict:
@@ -86,7 +88,9 @@ def load_model_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(groups["state"])
     except RuntimeError as error:
-        raise DataError(f"The weights are of another {type(model).__name__} than the one of this run: {error}.") from error
+        raise DataError(
+            f"The weights are of another {type(model).__name__} than the one of this run: {error}."
+        ) from error
     other = dict(groups["tensor"])
     other |= {name: tensor.numpy() for name, tensor in groups["array"].items()}
     other |= {name: tensor.item() for name, tensor in groups["number"].items()}

@@ -33,7 +33,9 @@ def write_dataset(root: Path, name: str, sequences: dict[str, list[int]], titles
     return folder
 
 
-def random_sequences(users: int, items: int, shortest: int = 5, longest: int = 16, seed: int = 0) -> dict[str, list[int]]:
+def random_sequences(
+    users: int, items: int, shortest: int = 5, longest: int = 16, seed: int = 0
+) -> dict[str, list[int]]:
     """Random histories; every item occurs."""
     draw = random.Random(seed)
     sequences = {f"u{u}": [draw.randrange(items) for _ in range(draw.randint(shortest, longest))] for u in range(users)}

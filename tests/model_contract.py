@@ -18,7 +18,7 @@ def build(name: str, keys: dict):
     """A model of that name on the data of `keys`, with its training rows."""
     config = Config(name, "tiny", config_dict={k: v for k, v in keys.items() if k in known_keys(name)})
     torch.manual_seed(0)
-    train, valid, test = registry.data_loaders(config, registry.create_dataset(config))
+    train, _, test = registry.data_loaders(config, registry.create_dataset(config))
     return registry.model_class(name)(config, train.dataset), train, test
 
 
@@ -27,7 +27,13 @@ def known_keys(name: str) -> set[str]:
     from recbole_hatllm import schema
 
     files = [schema.PROPERTIES / part for part in ("overall.yaml", "llm.yaml", f"model/{name}.yaml")]
-    return set(schema.keys_of(*files)) | {"data_path", "train_batch_size", "eval_step", "learning_rate", "stopping_step"}
+    return set(schema.keys_of(*files)) | {
+        "data_path",
+        "train_batch_size",
+        "eval_step",
+        "learning_rate",
+        "stopping_step",
+    }
 
 
 def rows(loader, count: int) -> Interaction:

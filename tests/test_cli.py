@@ -35,12 +35,14 @@ def run_folder(done) -> Path:
 def finished(tmp_path_factory) -> Path:
     """A HatLLM run on MovieLens-100K with the random backbone: real data and titles, seconds."""
     runs = tmp_path_factory.mktemp("runs")
-    return run_folder(cli("--model=HatLLM", "--dataset=ml-100k", *TINY, *HAT, f"--runs_dir={runs}", "--eval_batch_size=512"))
+    return run_folder(
+        cli("--model=HatLLM", "--dataset=ml-100k", *TINY, *HAT, f"--runs_dir={runs}", "--eval_batch_size=512")
+    )
 
 
 def test_hatllm_trains_evaluates_and_recommends(finished):
     result = json.loads((finished / "result.json").read_text())
-    assert result["rows"] == {"train": 98114, "valid": 943, "test": 943} and result["candidates"] == 1682
+    assert result["rows"] == {"train": 97171, "valid": 943, "test": 943} and result["candidates"] == 1682
     done = cli("recommend", f"--run={finished}", "--history=Toy Story;Heat;GoldenEye", "--k=10")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
@@ -86,7 +88,9 @@ def test_bigrec_and_windows(tmp_path):
     result = json.loads((run_folder(done) / "result.json").read_text())
     total = sum(result["rows"].values())
     assert result["protocol"] == "windows"
-    assert result["rows"]["train"] == int(0.8 * total) and result["rows"]["valid"] == int(0.9 * total) - int(0.8 * total)
+    assert result["rows"]["train"] == int(0.8 * total) and result["rows"]["valid"] == int(0.9 * total) - int(
+        0.8 * total
+    )
 
 
 def test_doctor_names_every_defect():
@@ -96,11 +100,17 @@ def test_doctor_names_every_defect():
         assert word in done.stdout.lower()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], [], ["recommend", "--help"], ["doctor", "-h"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], [], ["recommend", "--help"], ["doctor", "-h"], ["demo", "--help"]]
+)
 def test_help_lists_every_key(arguments):
     done = cli(*arguments)
     assert done.returncode == 0
-    for file in [schema.PROPERTIES / "overall.yaml", schema.PROPERTIES / "llm.yaml", schema.PROPERTIES / "model/HatLLM.yaml"]:
+    for file in [
+        schema.PROPERTIES / "overall.yaml",
+        schema.PROPERTIES / "llm.yaml",
+        schema.PROPERTIES / "model/HatLLM.yaml",
+    ]:
         for key in yaml.safe_load(file.read_text()):
             assert re.search(rf"\b{key}\b", done.stdout), key
 
@@ -137,7 +147,16 @@ def test_the_readme_shows_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^make (\w+)", text, flags=re.M)):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
-    flags = set(re.findall(r"--(\w+)=", text)) - {"key", "model", "dataset", "config_files", "resume", "run", "history", "k"}
+    flags = set(re.findall(r"--(\w+)=", text)) - {
+        "key",
+        "model",
+        "dataset",
+        "config_files",
+        "resume",
+        "run",
+        "history",
+        "k",
+    }
     declared = schema.keys_of(*schema.PROPERTIES.rglob("*.yaml"))
     known_to_recbole = {"epochs", "data_path"}
     assert flags <= declared.keys() | known_to_recbole, flags - declared.keys()
@@ -189,11 +208,14 @@ def test_bad_keys_end_in_one_sentence(arguments, message, tmp_path):
 def test_malformed_yaml_is_named_with_its_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("n_in: 3\norder: [IN\nn_cr: 1\n")
     assert re.search(
-        r"bad\.yaml.*line [23]", refused("--model=HatLLM", "--dataset=ml-100k", f"--config_files={tmp_path / 'bad.yaml'}")
+        r"bad\.yaml.*line [23]",
+        refused("--model=HatLLM", "--dataset=ml-100k", f"--config_files={tmp_path / 'bad.yaml'}"),
     )
 
 
 def test_unknown_items_and_empty_histories(finished):
-    assert re.search(r"'Toy Storry'.*Toy Story \(1995\)", refused("recommend", f"--run={finished}", "--history=Toy Storry"))
+    assert re.search(
+        r"'Toy Storry'.*Toy Story \(1995\)", refused("recommend", f"--run={finished}", "--history=Toy Storry")
+    )
     assert "empty" in refused("recommend", f"--run={finished}", "--history= ; ")
     assert "5000" in refused("recommend", f"--run={finished}", "--history=Heat", "--k=5000")

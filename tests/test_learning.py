@@ -41,7 +41,9 @@ def test_it_learns_a_collaborative_signal_that_titles_cannot_give(tmp_path, tiny
     }  # fmt: skip
     trained = run("HatLLM", "planted", config_dict=keys)
     untrained = run("HatLLM", "planted", config_dict={**keys, "train_steps": 0})
-    popular = run("Pop", "planted", config_dict={k: keys[k] for k in ("data_path", "runs_dir", "metrics", "topk", "valid_metric")})
+    popular = run(
+        "Pop", "planted", config_dict={k: keys[k] for k in ("data_path", "runs_dir", "metrics", "topk", "valid_metric")}
+    )
     assert trained["test"]["hit@1"] > 0.8, trained["test"]
     assert untrained["test"]["hit@1"] < 0.3 and popular["test"]["hit@1"] < 0.3
 

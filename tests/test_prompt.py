@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import PromptTable
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
+from recbole_hatllm.masks import branch_mask
 from tests.conftest import TITLES
 
 WORDS = {"nouns": "movies", "noun": "movie", "verb": "watched"}
@@ -108,3 +109,29 @@ def test_a_tokenizer_that_wants_a_start_token_gets_it_once():
     table = PromptTable(TitleTokens.build(NAMES, encode, 48, None), encode, WORDS)
     ids = table(torch.tensor([[2]]), torch.tensor([1])).input_ids[0].tolist()
     assert ids[0] == 0 and ids[1:] == oracle(encode, [2], "title")[0]
+
+
+@pytest.mark.parametrize("item_span", ["title", "quoted", "segment"])
+@settings(max_examples=40, deadline=None)
+@given(batch=histories)
+def test_a_branch_is_the_prompt_that_ends_there(tables, item_span, batch):
+    """What a branch's token sees, in order of position, is token by token the prompt of the shorter history."""
+    lengths = torch.tensor([len(history) for history in batch])
+    sequences = torch.zeros(len(batch), 10, dtype=torch.int64)
+    for row, history in zip(sequences, batch):
+        row[: len(history)] = torch.tensor(history)
+    for readout in ("prompt_end", "last_item"):
+        table = tables[item_span, readout]
+        whole = table(sequences, lengths, branches=True)
+        sees = branch_mask(whole.branch, whole.stem)[:, 0].tril()
+        for row, history in enumerate(batch):
+            for k in range(len(history)):
+                alone = table(sequences[row : row + 1], torch.tensor([k + 1]))
+                last = (whole.branch[row] == k).nonzero()[-1, 0]
+                columns = sees[row, last].nonzero()[:, 0]
+                for part in ("input_ids", "position_ids", "span", "is_last"):
+                    expected = getattr(alone, part)[0]
+                    assert getattr(whole, part)[row][columns].tolist() == expected.tolist(), (part, k)
+                assert columns.tolist().index(whole.readout[row, k].item()) == alone.readout.item()
+            body = whole.branch[row] < 0
+            assert not (sees[row][body & whole.valid[row]] & ~body).any()

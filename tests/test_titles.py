@@ -24,7 +24,7 @@ def write(tmp_path, text):
     "raw, read",
     [
         ("Tom &amp; Jerry", "Tom & Jerry"),
-        ("L&#39;Oreal &quot;Best&quot; Cream", "L'Oreal \"Best\" Cream"),
+        ("L&#39;Oreal &quot;Best&quot; Cream", 'L\'Oreal "Best" Cream'),
         ('"Whole title"', "Whole title"),
         ("  many \t  spaces\u00a0here ", "many spaces here"),
         ("nul\x00l\x07bell", "nul l bell"),
@@ -77,12 +77,20 @@ def sentencepiece_encoder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("spm")
     corpus = folder / "corpus.txt"
-    corpus.write_text("the user has watched the following movies before\nThe Dark Knight, Heat, Toy Story (1995)\n" * 50)
+    corpus.write_text(
+        "the user has watched the following movies before\nThe Dark Knight, Heat, Toy Story (1995)\n" * 50
+    )
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=340, model_type="bpe", byte_fallback=True,
         add_dummy_prefix=True, minloglevel=2, bos_id=1, eos_id=2, unk_id=0, pad_id=-1,
     )  # fmt: skip
-    kind = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    kind = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(kind))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     encode = PieceEncoder(AutoTokenizer.from_pretrained(folder))
@@ -97,7 +105,10 @@ def test_joined_pieces_read_as_the_text(kind, text, request):
     encode = request.getfixturevalue(kind)
     title = clean(text)
     joined = encode('before: "') + encode(title) + encode('", "') + encode(title) + encode('"\n')
-    assert encode.tokenizer.decode(joined, clean_up_tokenization_spaces=False).strip() == f'before: "{title}", "{title}"'.strip()
+    assert (
+        encode.tokenizer.decode(joined, clean_up_tokenization_spaces=False).strip()
+        == f'before: "{title}", "{title}"'.strip()
+    )
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_encoder"])

@@ -5,6 +5,12 @@ is then assembled by gather alone: no tokenizer, no Python loop over rows, and t
 
     prefix  | open title | between | open title | between | open title | end suffix
               `---- item 0 ----´     `---- item 1 ----´     `---- item 2 ---´          (item_span: segment)
+
+For training on every item of a row at once, the ending follows once for each item, as a branch: it sees the prompt up to
+its item and itself. A branch reads exactly what a prompt that ends there would read.
+
+    prefix | title | between | title | between | title | end suffix | end suffix | end suffix
+                                                         branch 0     branch 1     branch 2
 """
 
 from __future__ import annotations
@@ -55,7 +61,9 @@ class Prompt:
 
     input_ids, position_ids: [B, T] int64. valid: [B, T] bool, False = padding. span: [B, T] int64, -1 = template token,
     k = k-th item of the history. is_last: [B, T] bool, last token of an item's span. readout: [B] int64, the column whose
-    hidden state stands for the user.
+    hidden state stands for the user; with branches [B, L], one for each item, 0 where there is none. branch, stem: [B, T]
+    int64, None without branches; which branch a token belongs to (-1 = none), and how many of the columns before it does
+    that branch continue.
     """
 
     input_ids: Tensor
@@ -64,6 +72,8 @@ class Prompt:
     span: Tensor
     is_last: Tensor
     readout: Tensor
+    branch: Tensor | None = None
+    stem: Tensor | None = None
 
 
 class PromptTable(nn.Module):
@@ -135,47 +145,70 @@ class PromptTable(nn.Module):
         at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
         return whole[:at]
 
-    def forward(self, item_seq: Tensor, item_len: Tensor) -> Prompt:
+    def forward(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Prompt:
         """Prompts of histories.
 
         Args:
             item_seq: [B, L] int64 internal item ids, oldest first, right padded with 0.
             item_len: [B] int64, at least 1.
+            branches: end the prompt after every item, not only after the last one.
         """
         rows, slots = item_seq.shape
         slot = torch.arange(slots, device=item_seq.device)
         real = slot < item_len[:, None]
         final = slot == item_len[:, None] - 1
-        after = torch.where(final, 2, 1)  # which template piece follows the title: `end` or `between`
+        prefix, between, end = self.piece_start.unbind()
+        prefix_length, between_length, end_length = self.piece_length.unbind()
 
-        # Segments of a row, in order: prefix, then title and following piece per slot. [B, 1 + 2L]
-        start = torch.stack([self.item_start[item_seq], self.piece_start[after]], -1)
-        length = torch.stack([self.item_length[item_seq], self.piece_length[after]], -1) * real[..., None]
-        start = torch.cat([self.piece_start[:1].expand(rows, 1), start.flatten(1)], 1)
-        length = torch.cat([self.piece_length[:1].expand(rows, 1), length.flatten(1)], 1)
+        # Segments of a row, in order: prefix, then title and separator per slot, then the endings. [B, 1 + 2L + E]
+        endings = real if branches else torch.ones_like(real[:, :1])
+        start = torch.stack([self.item_start[item_seq], between.expand_as(item_seq)], -1).flatten(1)
+        length = torch.stack([self.item_length[item_seq] * real, between_length * (real & ~final)], -1).flatten(1)
+        start = torch.cat([prefix.expand(rows, 1), start, end.expand_as(endings)], 1)
+        length = torch.cat([prefix_length.expand(rows, 1), length, end_length * endings], 1)
         stop = length.cumsum(1)
+        begin = stop - length
 
         total = stop[:, -1:]
         column = torch.arange(int(total.max()), device=item_seq.device).expand(rows, -1).contiguous()
         valid = column < total
-        segment = torch.searchsorted(stop, column, right=True).clamp_(max=2 * slots)
-        source = (start - stop + length).gather(1, segment) + column
+        segment = torch.searchsorted(stop, column, right=True).clamp_(max=start.shape[1] - 1)
+        source = (start - begin).gather(1, segment) + column
         source.masked_fill_(~valid, 0)
 
-        # Segment 0 is the prefix; 1 and 2 are slot 0; 3 and 4 are slot 1; ...
+        # Segment 0 is the prefix; 1 and 2 are slot 0; 3 and 4 are slot 1; ...; behind them the endings.
+        ending = segment - (1 + 2 * slots)
+        in_ending = ending >= 0
+        item_of_ending = ending if branches else item_len[:, None] - 1
         owned = self.owned[source] & valid
-        span = torch.where(owned, (segment - 1) // 2, -1)
+        span = torch.where(owned, torch.where(in_ending, item_of_ending, (segment - 1) // 2), -1)
         following = torch.cat([span[:, 1:], span.new_full((rows, 1), -1)], 1)
         is_last = owned & (following != span)
-        if self.readout == "prompt_end":
-            readout = total[:, 0] - 1
+
+        ends = stop[:, 1 + 2 * slots :]
+        if not branches:
+            branch = stem = None
+            position, item = column, item_len[:, None] - 1
         else:
-            readout = (is_last & (span == item_len[:, None] - 1)).int().argmax(1)
+            # A title that closes with a quote of its own ends there, and the last title's quote is in its branch.
+            closes = self.owned[end] & (segment == 2 * item_len[:, None] - 1)
+            is_last &= ~closes
+            branch = torch.where(in_ending & valid, ending, -1)
+            at = branch.clamp(min=0)
+            stem = stop[:, 1 : 1 + 2 * slots : 2].gather(1, at) * (branch >= 0)
+            position = torch.where(branch >= 0, column - begin[:, 1 + 2 * slots :].gather(1, at) + stem, column)
+            item = slot.expand(rows, -1)
+        if self.readout == "prompt_end":
+            readout = ends - 1
+        else:  # the last one, as the prompt itself may go on behind an item otherwise than its branch does
+            readout = torch.where(is_last[:, None] & (span[:, None] == item[..., None]), column[:, None], -1).argmax(2)
         return Prompt(
             input_ids=self.pool[source].masked_fill_(~valid, 0),
-            position_ids=column.masked_fill(~valid, 0),
+            position_ids=position.masked_fill(~valid, 0),
             valid=valid,
             span=span,
             is_last=is_last,
-            readout=readout,
+            readout=readout.masked_fill(~real, 0) if branches else readout[:, 0],
+            branch=branch,
+            stem=stem,
         )

@@ -9,14 +9,14 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_hatllm import weights
+from recbole_hatllm import probe, weights
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import PromptTable
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
 from recbole_hatllm.item_vectors import title_vectors
-from recbole_hatllm.masks import attention_mask, describe
+from recbole_hatllm.masks import attention_mask, branch_mask, describe
 
 
 class LLMRecommender(SequentialRecommender):
@@ -34,7 +34,8 @@ class LLMRecommender(SequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.label_smoothing = config["label_smoothing"]
+        self.config = config
+        self.label_smoothing, self.targets = config["label_smoothing"], config["targets"]
         self.item_tokens = dataset.item_tokens
         self.backbone = load_backbone(
             config["backbone"],
@@ -51,7 +52,8 @@ class LLMRecommender(SequentialRecommender):
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
         # The head's start is what the bare backbone says of the titles, so it is taken before any adapter is added.
         init = title_vectors(self.backbone, titles) if config["head_init"] == "title" else None
-        self.head = LinearHead(self.n_items, self.backbone.hidden_size, init, config["head_dropout"])
+        whiten = config["readout_norm"] == "whiten"
+        self.head = LinearHead(self.n_items, self.backbone.hidden_size, init, config["head_dropout"], whiten)
         self.backbone.add_lora(config["lora_r"], config["lora_alpha"], config["lora_dropout"], config["lora_targets"])
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
@@ -65,25 +67,72 @@ class LLMRecommender(SequentialRecommender):
         """The mask kind of each layer, from the first to the last. Plain causal attention unless a model says otherwise."""
         return ("or",) * n_layers
 
-    def read(self, item_seq: Tensor, item_len: Tensor) -> Tensor:
-        """Histories [B, L] int64 and their lengths [B] -> [B, d], the hidden state at the readout token."""
-        prompt = self.prompts(item_seq, item_len)
+    def read(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Tensor:
+        """Hidden states at the readout tokens.
+
+        Args:
+            item_seq: [B, L] int64 internal item ids, oldest first. item_len: [B] int64.
+            branches: read after every item.
+
+        Returns:
+            [B, d], or with branches [B, L, d], meaningless where there is no item.
+        """
+        prompt = self.prompts(item_seq, item_len, branches)
         masks = {
             kind: attention_mask(kind, prompt.span, prompt.is_last, prompt.valid) for kind in set(self.backbone.kinds)
         }
+        if branches:
+            apart = branch_mask(prompt.branch, prompt.stem)
+            masks = {kind: mask & apart for kind, mask in masks.items()}
         hidden = self.backbone(position_ids=prompt.position_ids, masks=masks, input_ids=prompt.input_ids)
-        return hidden[torch.arange(len(hidden), device=hidden.device), prompt.readout]
+        at = prompt.readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
+        return hidden.gather(1, at).view(*prompt.readout.shape, -1)
 
-    def _history(self, interaction) -> Tensor:
-        return self.read(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+    def pairs(self, interaction) -> tuple[Tensor, Tensor]:
+        """What training compares: readout vectors [N, d] and the items [N] that follow, as `targets` says."""
+        item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        target = interaction[self.POS_ITEM_ID]
+        if self.targets == "last":
+            return self.read(item_seq, item_len), target
+        following = item_seq.roll(-1, 1).scatter(1, item_len[:, None] - 1, target[:, None])
+        real = torch.arange(item_seq.shape[1], device=item_seq.device) < item_len[:, None]
+        return self.read(item_seq, item_len, branches=True)[real], following[real]
+
+    def targets_in(self, interaction) -> int:
+        """How many targets `calculate_loss` takes the mean over."""
+        return len(interaction) if self.targets == "last" else int(interaction[self.ITEM_SEQ_LEN].sum())
 
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
-        return self.head.loss(self._history(interaction), interaction[self.POS_ITEM_ID], self.label_smoothing)
+        vectors, targets = self.pairs(interaction)
+        return self.head.loss(vectors, targets, self.label_smoothing)
+
+    def warm_start(self, rows, show_progress: bool = False) -> str:
+        """What comes before the first step: whitening of the readout and probing, as the config says.
+
+        Args:
+            rows: all training rows, an Interaction in time order.
+
+        Returns:
+            what was done, in words; empty where nothing was.
+        """
+        if self.head.whitener is None and self.config["head_init"] != "probe":
+            return ""
+        if self.targets == "all":
+            rows = rows[probe.covering_rows(rows[self.USER_ID], self.max_seq_length)]
+        vectors, targets = probe.readouts(self, rows, self.config["eval_batch_size"], show_progress)
+        done = f"read {len(targets):,} targets in {len(rows):,} rows"
+        if self.head.whitener is not None:
+            self.head.fit_whitening(vectors)
+            done += ", whitened the readout"
+        if self.config["head_init"] == "probe":
+            loss = probe.fit(self.head, vectors, targets, self.config["probe_epochs"], self.config["probe_lr"])
+            done += f", probed to loss {loss:.4f}"
+        return done
 
     def full_sort_predict(self, interaction) -> Tensor:
         """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read."""
-        return self.head(self._history(interaction)).float()
+        return self.head(self.read(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])).float()
 
     def predict(self, interaction) -> Tensor:
         """[B] float32: the score of each row's own item."""
@@ -116,7 +165,10 @@ class LLMRecommender(SequentialRecommender):
         return {"backbone": self.backbone.identity, "items": weights.items_identity(self.item_tokens)}
 
     def __str__(self):
-        counts = {name: sum(p.numel() for p in group["params"]) for name, group in zip(self.optimisation, self.parameter_groups())}
+        counts = {
+            name: sum(p.numel() for p in group["params"])
+            for name, group in zip(self.optimisation, self.parameter_groups())
+        }
         return (
             f"{type(self).__name__} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
             + f"trainable: {counts['backbone']:,} in adapters, {counts['head']:,} in the head of {self.n_items - 1:,} items"
@@ -129,4 +181,8 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16
+        if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else torch.float32
+    )

@@ -1,0 +1,64 @@
+"""Linear probing before fine-tuning: the head is fitted to what the bare backbone already says of the training histories.
+
+A small step of LoRA needs a forward and a backward pass; the head alone needs neither once the readout vectors are kept.
+So a head over thousands of items sees every target several times in the time that fine-tuning sees a few per cent of
+them, and fine-tuning starts from a head that already ranks (Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_hatllm.head import LinearHead
+
+
+def covering_rows(users: Tensor, longest: int) -> Tensor:
+    """Rows that together read every target once, if each row reads its `longest` last ones: a user's last row, the one
+    `longest` before it, and so on.
+
+    Args:
+        users: [R] int64, the user of each row; a user's rows in time order.
+
+    Returns:
+        [N] int64 row numbers.
+    """
+    order = users.argsort(stable=True)
+    _, count = users[order].unique_consecutive(return_counts=True)
+    from_end = torch.repeat_interleave(count.cumsum(0), count) - 1 - torch.arange(len(users))
+    return order[from_end % longest == 0].sort().values
+
+
+@torch.no_grad()
+def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[Tensor, Tensor]:
+    """Readout vectors [N, d] in the backbone's type and target items [N] of training rows, on the model's device."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = []
+    starts = range(0, len(interaction), batch_size)
+    for start in tqdm(starts, desc="read", unit="batch", disable=not show_progress, ncols=100):
+        parts.append(model.pairs(interaction[start : start + batch_size].to(device)))
+    vectors, targets = zip(*parts)
+    return torch.cat(vectors), torch.cat(targets)
+
+
+def fit(head: LinearHead, vectors: Tensor, targets: Tensor, epochs: int, lr: float, batch_size: int = 320) -> float:
+    """Trains `head` on fixed vectors by AdamW, 20 steps of warm-up and linear decay; returns the last epoch's mean loss."""
+    head.train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.0)
+    batches = -(-len(vectors) // batch_size)
+    step, mean = 0, 0.0
+    for _ in range(epochs):
+        losses = []
+        for rows in torch.randperm(len(vectors)).to(vectors.device).split(batch_size):
+            optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / (epochs * batches))
+            optimizer.zero_grad()
+            loss = head.loss(vectors[rows], targets[rows])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            step += 1
+        mean = torch.stack(losses).mean().item()
+    return mean
