@@ -18,6 +18,9 @@ class LinearHead(nn.Module):
         whiten: put a fixed linear map before the projection, h -> A (h - m), that `fit_whitening` sets.
     """
 
+    mean: Tensor
+    whitener: Tensor
+
     def __init__(
         self, n_items: int, width: int, init: Tensor | None = None, dropout: float = 0.0, whiten: bool = False
     ):

@@ -121,16 +121,16 @@ def _rank_table(dataset, test, ranks) -> dict[str, np.ndarray]:
 def _log_to(file: Path):
     """Sends the log of one run to its folder and to the terminal, whatever ran before in the process."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    root, plain = logging.getLogger(), logging.Formatter("%(message)s")
-    dated = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(file, encoding="utf-8")]
-    level, before = root.level, root.handlers[:]
-    for handler, form in zip(handlers, (plain, dated)):
-        handler.setFormatter(form)
-    root.handlers, _ = handlers, root.setLevel(logging.INFO)
+    terminal, kept = logging.StreamHandler(sys.stdout), logging.FileHandler(file, encoding="utf-8")
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    before, level = root.handlers, root.level
+    root.handlers = [terminal, kept]
+    root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        handlers[1].close()
+        kept.close()
         root.handlers = before
         root.setLevel(level)

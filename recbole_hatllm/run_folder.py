@@ -15,6 +15,7 @@ import json
 import platform
 import shutil
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def versions() -> dict[str, str]:
 def finish(folder: Path, best: Path | None, ranks: dict[str, np.ndarray], result: dict) -> None:
     """Moves the best weights up, writes ranks, model card and, last, the result; then drops what only resuming needs."""
     for file in best.iterdir() if best else ():
-        publish(folder / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+        publish(folder / file.name, partial(shutil.copyfile, file))
     publish(folder / "ranks.npz", lambda file: _save_npz(file, ranks))
     publish(folder / "README.md", lambda file: file.write_text(model_card(folder.name, result), encoding="utf-8"))
     text = json.dumps(result, indent=2, ensure_ascii=False)
@@ -123,7 +124,7 @@ def finish(folder: Path, best: Path | None, ranks: dict[str, np.ndarray], result
 
 def _save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
     with file.open("wb") as out:
-        np.savez_compressed(out, **arrays)
+        np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
 def metric_row(metrics: dict[str, float]) -> str:

@@ -250,7 +250,7 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
 
-def trainer_class(config) -> type[RunTrainer]:
+def trainer_class(config) -> type[Trainer]:
     """RecBole's trainer for the model, writing into a run folder; in steps where it is RecBole's plain one."""
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     if base in (Trainer, TraditionalTrainer):

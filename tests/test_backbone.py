@@ -95,9 +95,8 @@ def test_a_call_without_masks_is_an_error_and_not_bidirectional_attention():
 
 
 def test_the_probe_disturbs_neither_the_random_state_nor_the_mode():
-    model = AutoModel.from_config(
-        LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=20)
-    ).train()
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModel.from_config(LlamaConfig(**config, vocab_size=20, attention_dropout=0.5)).train()
     identity = {"name": "tiny", "model_type": "llama", "layers": 2, "hidden_size": 16}
     before = torch.get_rng_state()
     Backbone(model, None, identity).set_schedule(("in", "or"))

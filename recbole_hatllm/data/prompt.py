@@ -88,6 +88,13 @@ class PromptTable(nn.Module):
         readout: `prompt_end` (last token of the prompt) or `last_item` (last token of the last item).
     """
 
+    pool: Tensor
+    owned: Tensor
+    item_start: Tensor
+    item_length: Tensor
+    piece_start: Tensor
+    piece_length: Tensor
+
     def __init__(
         self,
         titles: TitleTokens,
@@ -106,7 +113,9 @@ class PromptTable(nn.Module):
             "between": wrapping.between,
             "end": (*wrapping.end, (tail, False)),
         }
-        pool, owned, piece = [], [], {}
+        pool: list[int] = []
+        owned: list[bool] = []
+        piece = {}
         for name, parts in pieces.items():
             start = len(pool)
             for text, is_item in parts:
