@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -142,7 +143,9 @@ class Backbone(nn.Module):
                     f"use some of {', '.join(known)}."
                 )
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        self.model = get_peft_model(self.model, config)
+        with warnings.catch_warnings():  # peft asks transformers by a name that it is about to lose
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            self.model = get_peft_model(self.model, config)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters by name; none before `add_lora`."""
@@ -200,6 +203,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     seed: int = 0,
     cache_dir: Path | None = None,
+    check: Callable[[int], object] | None = None,
 ) -> Backbone:
     """Loads a decoder without its LM head, frozen, with plain causal attention.
 
@@ -214,6 +218,7 @@ def load_backbone(
         device: where to.
         seed: of `random-tiny`.
         cache_dir: for downloads and dequantised GGUF files; `files.cache_folder()` where it is None.
+        check: called with the number of layers before any weight is read; may raise.
 
     Raises:
         BackboneError: it cannot be found, read or cut as asked; says what to type.
@@ -226,10 +231,10 @@ def load_backbone(
             raise BackboneError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
     with torch.random.fork_rng(devices=[]), _quiet():
         if name == "random-tiny":
-            model, tokenizer, source = _random_tiny(layers, seed, dtype)
+            model, tokenizer, source = _random_tiny(layers, seed, dtype, check)
         else:
             folder, source = _locate(str(name), dtype, Path(cache_dir or cache_folder()))
-            model, tokenizer = _from_pretrained(folder, source, layers, dtype, device if load_in_4bit else None)
+            model, tokenizer = _from_pretrained(folder, source, layers, dtype, device if load_in_4bit else None, check)
     if not load_in_4bit:
         model.to(device)
     config = model.config.get_text_config()
@@ -273,7 +278,9 @@ def _locate(name: str, dtype: torch.dtype, cache: Path) -> tuple[str, dict]:
     return hub, {"name": hub, "revision": revision or None, "sha256": None}
 
 
-def _from_pretrained(folder: str, source: dict, layers: int | None, dtype: torch.dtype, in_4bit: torch.device | None):
+def _from_pretrained(
+    folder: str, source: dict, layers: int | None, dtype: torch.dtype, in_4bit: torch.device | None, check
+):
     """The model, cut, and its tokenizer, from a folder or the hub."""
     options = {_dtype_keyword(): dtype, "attn_implementation": "eager"}
     if in_4bit is not None:
@@ -286,6 +293,8 @@ def _from_pretrained(folder: str, source: dict, layers: int | None, dtype: torch
         config = AutoConfig.from_pretrained(folder, revision=revision)
         if layers is not None:
             _cut(config.get_text_config(), layers, source["name"])
+        if check:
+            check(config.get_text_config().num_hidden_layers)
         # Weights of layers that the configuration does not have are not read.
         model, info = AutoModel.from_pretrained(
             folder, config=config, revision=revision, output_loading_info=True, **options
@@ -405,7 +414,7 @@ def _dequantise(file: Path, folder: Path, dtype: torch.dtype) -> None:
     publish(folder, write)
 
 
-def _random_tiny(layers: int | None, seed: int, dtype: torch.dtype):
+def _random_tiny(layers: int | None, seed: int, dtype: torch.dtype, check):
     """A Llama of 4 layers with random weights and a byte-level BPE tokenizer; both are the same on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -434,6 +443,8 @@ def _random_tiny(layers: int | None, seed: int, dtype: torch.dtype):
     )
     if layers is not None:
         _cut(config, layers, "random-tiny")
+    if check:
+        check(config.num_hidden_layers)
     model = AutoModel.from_config(config).to(torch.float32)
     draw = torch.Generator().manual_seed(seed)
     digest = hashlib.sha256()

@@ -78,8 +78,9 @@ def anomaly_mode(sine, load: Callable[[], None]) -> None:
     import torch
 
     asked_for = torch.is_anomaly_enabled() and not hasattr(sine, "SINE")
+    check_nan = torch.is_anomaly_check_nan_enabled()
     load()
-    torch.autograd.set_detect_anomaly(asked_for)
+    torch.autograd.set_detect_anomaly(asked_for, check_nan)
 
 
 def log_files(logger_module, load: Callable[[], None]) -> None:

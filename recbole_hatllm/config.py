@@ -41,6 +41,12 @@ class Config(recbole_config.Config):
             file that is missing or no YAML.
     """
 
+    def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+            raise ConfigError(f"RecBole refuses these keys: {str(error).strip() or type(error).__name__}") from error
+
     # --- What the user says
 
     def _init_parameters_category(self):
@@ -106,6 +112,10 @@ class Config(recbole_config.Config):
             getLogger(__name__).warning("%s does not read the key %s, which other models have.", self.model, key)
         for key in external.keys() & self.keys.keys():
             external[key] = self.keys[key].check(external[key])
+        for key in external.keys() - self.keys.keys():
+            default = self.internal_config_dict.get(key)
+            if _is_number(default) and not (_is_number(external[key]) or external[key] is None):
+                raise ConfigError(f"{key} is {external[key]!r}, and must be a number such as {default}.")
 
     def _settle(self, final: dict[str, Any]) -> None:
         """Values that follow from others, unless the user gave them."""
@@ -200,6 +210,8 @@ def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
 
 
 def _scalar(name: str, text: str) -> Any:
+    if name in ("model", "dataset", "config_files", "history"):  # names stay as they are written, 001 too
+        return text
     flow = text.lstrip()[:1] in ("[", "{", '"', "'")
     try:
         value = yaml.load(text, schema.Loader)
@@ -226,6 +238,10 @@ def _plain(key: str, value: Any) -> Any:
     raise ConfigError(
         f"{key} is {value!r}, and must be a plain value: a number, a text, true or false, a list or a dict."
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _declared_keys() -> set[str]:

@@ -35,9 +35,7 @@ def run_folder(done) -> Path:
 def finished(tmp_path_factory) -> Path:
     """A HatLLM run on MovieLens-100K with the random backbone: real data and titles, seconds."""
     runs = tmp_path_factory.mktemp("runs")
-    return run_folder(
-        cli("--model=HatLLM", "--dataset=ml-100k", *TINY, *HAT, f"--runs_dir={runs}", "--eval_batch_size=512")
-    )
+    return run_folder(cli("--model=HatLLM", "--dataset=ml-100k", *TINY, *HAT, f"--runs_dir={runs}"))
 
 
 def test_hatllm_trains_evaluates_and_recommends(finished):
@@ -84,7 +82,7 @@ def test_recboles_models_rank_the_same_items_for_the_same_rows(model, finished, 
 
 def test_bigrec_and_windows(tmp_path):
     done = cli("--model=BIGRec", "--dataset=ml-100k", *TINY, "--protocol=windows", f"--runs_dir={tmp_path}",
-               "--eval_batch_size=512", "--title_tokens=4")  # fmt: skip
+               "--title_tokens=4")  # fmt: skip
     result = json.loads((run_folder(done) / "result.json").read_text())
     total = sum(result["rows"].values())
     assert result["protocol"] == "windows"

@@ -52,6 +52,8 @@ class HatDataset(SequentialDataset):
                     f"{file}, line {int(missing.to_numpy().argmax()) + 2}, has no {field} (an empty cell, or a word "
                     "like NA or null that pandas takes for one): fill it in or drop the line."
                 )
+        if np.isinf(self.inter_feat[self.time_field]).any():
+            raise DataError(f"{file} has an infinite {self.time_field}: write seconds.")
         self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
 
     def _load_data(self, token, dataset_path):
@@ -221,7 +223,7 @@ def _check_lines(file: Path, needed: dict[str, str], separator: str) -> int:
         raise DataError(
             f"{file} does not exist: it must hold the interactions, in the columns {_columns(needed, separator)}."
         )
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
         header = lines.readline().rstrip("\n")
         if not header.strip():
             raise DataError(f"{file} is empty: it must begin with the columns {_columns(needed, separator)}.")

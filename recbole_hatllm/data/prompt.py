@@ -154,6 +154,10 @@ class PromptTable(nn.Module):
         at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
         return whole[:at]
 
+    def title_tokens(self, item_seq: Tensor) -> Tensor:
+        """[B, L] item ids, padded with 0 -> [B] int64, tokens of all titles: what makes prompts of a batch differ in length."""
+        return (self.item_length[item_seq] * (item_seq > 0)).sum(1)
+
     def forward(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Prompt:
         """Prompts of histories.
 

@@ -44,6 +44,7 @@ class LLMRecommender(SequentialRecommender):
             load_in_4bit=config["load_in_4bit"],
             device=config["device"],
             seed=config["seed"],
+            check=lambda n_layers: self.layer_kinds(config, n_layers),  # before gigabytes are read
         )
         encode = PieceEncoder(self.backbone.tokenizer)
         titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
@@ -120,7 +121,8 @@ class LLMRecommender(SequentialRecommender):
             return ""
         if self.targets == "all":
             rows = rows[probe.covering_rows(rows[self.USER_ID], self.max_seq_length)]
-        vectors, targets = probe.readouts(self, rows, self.config["eval_batch_size"], show_progress)
+        rows = rows[self.prompts.title_tokens(rows[self.ITEM_SEQ].to(self.prompts.pool.device)).argsort().cpu()]
+        vectors, targets = probe.readouts(self, rows, self.config["micro_batch_size"] or len(rows), show_progress)
         done = f"read {len(targets):,} targets in {len(rows):,} rows"
         if self.head.whitener is not None:
             self.head.fit_whitening(vectors)
@@ -131,8 +133,15 @@ class LLMRecommender(SequentialRecommender):
         return done
 
     def full_sort_predict(self, interaction) -> Tensor:
-        """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read."""
-        return self.head(self.read(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])).float()
+        """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read.
+
+        Rows go through the backbone `micro_batch_size` at a time, next to rows of their length.
+        """
+        item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        order = self.prompts.title_tokens(item_seq).argsort()
+        parts = order.split(self.config["micro_batch_size"] or len(order))
+        vectors = torch.cat([self.read(item_seq[part], item_len[part]) for part in parts])
+        return self.head(vectors[order.argsort()]).float()
 
     def predict(self, interaction) -> Tensor:
         """[B] float32: the score of each row's own item."""

@@ -1,0 +1,126 @@
+"""Many targets in one forward: a branch equals the separate row, in value and in gradient; and what the probe builds on it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from recbole_hatllm import probe
+from recbole_hatllm.head import LinearHead
+from tests.model_contract import build
+
+pytestmark = pytest.mark.versions
+
+SCHEDULES = [{"n_in": 0, "n_cr": 0}, {"n_in": 1, "n_cr": 2}, {"n_in": 2, "n_cr": 2, "cr_query_scope": "all"},
+             {"n_in": 1, "n_cr": 2, "cross_mask": "cr_pre", "order": "CR-OR-IN"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("item_span", ["title", "quoted", "segment"])
+@pytest.mark.parametrize("readout", ["prompt_end", "last_item"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_branches_equal_separate_rows(tiny, item_span, readout, schedule):
+    keys = {**tiny, **schedule, "dtype": "float64", "lora_dropout": 0.0, "item_span": item_span, "readout": readout}
+    model, train, _ = build("HatLLM", keys)
+    rows = train.dataset.inter_feat
+    rows = rows[rows["item_length"] >= 4][:3]
+    for (
+        parameter
+    ) in model.backbone.trainable().values():  # LoRA starts at no effect, which would hide its gradient's errors
+        torch.nn.init.normal_(parameter, std=0.1)
+    weight = torch.randn(model.n_items, model.backbone.hidden_size, dtype=torch.float64)
+    following = rows["item_id_list"].roll(-1, 1).scatter(1, rows["item_length"][:, None] - 1, rows["item_id"][:, None])
+
+    def gradients(vectors, targets):
+        model.zero_grad()
+        F.cross_entropy(vectors @ weight.T, targets).backward()
+        return [p.grad.clone() for p in model.backbone.trainable().values()]
+
+    real = torch.arange(following.shape[1]) < rows["item_length"][:, None]
+    together = model.read(rows["item_id_list"], rows["item_length"], branches=True)[real]
+    alone = torch.cat(
+        [
+            model.read(rows["item_id_list"][row : row + 1], torch.tensor([length + 1]))
+            for row, length in real.nonzero().tolist()
+        ]
+    )
+    # In a float64 model, norms, softmax and the adapters still compute in float32.
+    assert (together - alone).abs().max() < 1e-5
+    pairs = zip(gradients(together, following[real]), gradients(alone, following[real]))
+    # The adapters are in float32, and so are the gradients that reach them.
+    assert max((a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs) < 1e-4
+
+
+def test_targets_all_means_every_item_after_the_first(tiny):
+    model, train, _ = build("HatLLM", {**tiny, "targets": "all"})
+    batch = train.dataset.inter_feat[:5]
+    _, targets = model.pairs(batch)
+    expected = []
+    for items, length, target in zip(
+        batch["item_id_list"].tolist(), batch["item_length"].tolist(), batch["item_id"].tolist()
+    ):
+        expected += [*items[1:length], target]
+    assert targets.tolist() == expected and model.targets_in(batch) == len(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), longest=st.integers(1, 12), seed=st.integers(0, 99))
+def test_covering_rows_read_every_target_once(counts, longest, seed):
+    """A user's row t (from 1) has min(t, longest) items of history and reads that many targets, the last of them t."""
+    users = torch.cat([torch.full((count,), user) for user, count in enumerate(counts)])
+    place = torch.cat([torch.arange(1, count + 1) for count in counts])
+    mixed = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+    mixed = mixed[place[mixed].argsort(stable=True)]  # time order over all users
+    users, place = users[mixed], place[mixed]
+    read = []
+    for row in probe.covering_rows(users, longest).tolist():
+        target = place[row].item()
+        read += [(users[row].item(), t) for t in range(max(1, target - longest + 1), target + 1)]
+    assert sorted(read) == sorted((user, t) for user, count in enumerate(counts) for t in range(1, count + 1))
+
+
+def test_whitening_evens_out_all_directions():
+    torch.manual_seed(0)
+    vectors = (
+        torch.randn(5000, 8) @ torch.diag(torch.tensor([100.0, 10, 1, 1, 1, 0.5, 0.1, 0.01])) @ torch.randn(8, 8) + 7
+    )
+    head = LinearHead(3, 8, whiten=True)
+    head.fit_whitening(vectors, floor=0.0)
+    white = (vectors.double() - head.mean.double()) @ head.whitener.double()
+    covariance = white.T @ white / len(white)
+    assert white.mean(0).abs().max() < 1e-3
+    # float32 holds the four orders of magnitude between these directions to a few per cent
+    assert (covariance[:3, :3] - torch.eye(3)).abs().max() < 0.05 and abs(covariance.trace().item() - 8) < 0.5
+    head.fit_whitening(vectors, floor=0.1)
+    kept = ((vectors.double() - head.mean.double()) @ head.whitener.double()).var(0).sum()
+    assert kept < 8  # a floor leaves the smallest directions small
+
+
+def test_the_probe_finds_a_linear_rule():
+    torch.manual_seed(0)
+    rule = torch.randn(16, 10)
+    vectors = torch.randn(3000, 16)
+    targets = 1 + (vectors @ rule).argmax(1)
+    head = LinearHead(11, 16)
+    loss = probe.fit(head, vectors, targets, epochs=5, lr=0.01, batch_size=64)
+    head.eval()
+    accuracy = (head(vectors).argmax(1) == targets).float().mean()
+    assert loss < 0.5 and accuracy > 0.9
+
+
+def test_a_warm_start_survives_a_kill(tmp_path, tiny):
+    """Step 0 - the whitening and the probe - is part of the state: resuming repeats none of it and ends the same."""
+    from unittest import mock
+
+    from recbole_hatllm import resume, run
+    from recbole_hatllm.trainer import StepTrainer
+
+    keys = {**tiny, "targets": "all", "readout_norm": "whiten", "head_init": "probe", "head_dropout": 0.2}
+    whole = run("HatLLM", "tiny", config_dict=keys)
+    folder = tmp_path / "stopped"
+    with mock.patch.object(StepTrainer, "_step", side_effect=RuntimeError("killed")), pytest.raises(RuntimeError):
+        run("HatLLM", "tiny", config_dict={**keys, "run_dir": str(folder)})
+    with mock.patch.object(probe, "fit", side_effect=AssertionError("probed again")):
+        again = resume(folder)
+    assert again["test"] == whole["test"] and again["valid"] == whole["valid"]
+    assert whole["curve"][0]["step"] == 0 and whole["curve"][0]["loss"] is None
