@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recbole_hatllm import registry, run_folder, schema
 from recbole_hatllm.config import Config
+from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.quick_start import run
 from recbole_hatllm.recommend import listing, load
 
@@ -19,6 +20,10 @@ def demo(overrides: dict) -> dict[str, dict]:
     Returns:
         the three results by name.
     """
+    if "run_dir" in overrides:
+        raise ConfigError(
+            "demo makes three runs, each with a folder of its own: name the folder above them by runs_dir."
+        )
     dataset = overrides.pop("dataset", "ml-100k")
     protocol = {key: overrides[key] for key in schema.keys_of(schema.PROPERTIES / "overall.yaml") if key in overrides}
     protocol.pop("train_steps", None)

@@ -112,7 +112,9 @@ class StepTrainer(RunTrainer, Trainer):
             total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
         if total and self.step == 0 and not self.history:
             self._warm_start(train_data, valid_data, show_progress)
-        bar = tqdm(total=total, initial=self.step, desc="train", unit="step", disable=not show_progress, ncols=100)
+        bar = tqdm(
+            total=total, initial=self.step, desc="train", unit="step", disable=not (show_progress and total), ncols=100
+        )
         rows, began, spent = 0, time.monotonic(), self.seconds
         with Interrupt() as interrupt, bar:
             while self.step < total and not self.stopped:

@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.versions
+
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "numpy names",

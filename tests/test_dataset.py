@@ -21,6 +21,8 @@ from recbole_hatllm.config import Config
 from recbole_hatllm.data.dataset import HatDataset, _Rows
 from recbole_hatllm.errors import DataError
 
+pytestmark = pytest.mark.versions
+
 HEADER = "user_id:token\titem_id:token\ttimestamp:float"
 
 

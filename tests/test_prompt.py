@@ -11,6 +11,8 @@ from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.masks import branch_mask
 from tests.conftest import TITLES
 
+pytestmark = pytest.mark.versions
+
 WORDS = {"nouns": "movies", "noun": "movie", "verb": "watched"}
 NAMES = ["", *TITLES]
 
