@@ -124,7 +124,7 @@ def main() -> None:
         ("prompt assembly at batch 64", f"{64 / assembly:,.0f} prompts/s"),
         ("SASRec step under RecBole's anomaly mode over without", f"{ratio(sas, 'anomaly', 'plain'):.2f}"),
     ]
-    what = f"smollm2-135m, {arguments.layers} layers, {next(hat.backbone.parameters()).dtype}, {hat.backbone.attention} attention"
+    what = f"smollm2-135m, {arguments.layers} layers, {next(hat.backbone.parameters()).dtype}"
     print(f"{what}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| measured | value |\n|---|---|")
     for name, value in lines:

@@ -102,7 +102,7 @@ def test_the_probe_finds_a_linear_rule():
     vectors = torch.randn(3000, 16)
     targets = 1 + (vectors @ rule).argmax(1)
     head = LinearHead(11, 16)
-    loss = probe.fit(head, vectors, targets, epochs=5, lr=0.01, batch_size=64)
+    loss = probe.fit(head, vectors, targets, epochs=30, lr=0.01, batch_size=64)
     head.eval()
     accuracy = (head(vectors).argmax(1) == targets).float().mean()
     assert loss < 0.5 and accuracy > 0.9

