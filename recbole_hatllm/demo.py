@@ -8,6 +8,7 @@ from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.quick_start import run
 from recbole_hatllm.recommend import listing, load
 
+UNTRAINED = {"train_steps": 0, "head_init": "random", "readout_norm": "none"}
 RECIPE = schema.PROPERTIES / "recipe" / "small.yaml"
 
 
@@ -29,7 +30,7 @@ def demo(overrides: dict) -> dict[str, dict]:
     protocol.pop("train_steps", None)
     results = {
         "Pop": run("Pop", dataset, config_dict=protocol),
-        "HatLLM, untrained": run("HatLLM", dataset, [str(RECIPE)], {**overrides, "train_steps": 0}),
+        "HatLLM, untrained": run("HatLLM", dataset, [str(RECIPE)], {**overrides, **UNTRAINED}),
         "HatLLM": run("HatLLM", dataset, [str(RECIPE)], overrides),
     }
     print("\n" + table(results) + "\n")

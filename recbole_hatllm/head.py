@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+START = 0.02  # standard deviation of the weights before training
+
 
 class LinearHead(nn.Module):
     """Linear projection without bias onto all items (HatLLM, section "prediction"): scores = W h.
@@ -13,7 +15,6 @@ class LinearHead(nn.Module):
     Args:
         n_items: number of internal item ids, the padding item 0 included; it gets no probability and ranks last.
         width: size d of the vector.
-        init: [n_items, d] float tensor to start from, or None for N(0, 0.02^2).
         dropout: of the vector, while training.
         whiten: put a fixed linear map before the projection, h -> A (h - m), that `fit_whitening` sets.
     """
@@ -21,12 +22,10 @@ class LinearHead(nn.Module):
     mean: Tensor
     whitener: Tensor
 
-    def __init__(
-        self, n_items: int, width: int, init: Tensor | None = None, dropout: float = 0.0, whiten: bool = False
-    ):
+    def __init__(self, n_items: int, width: int, dropout: float = 0.0, whiten: bool = False):
         super().__init__()
         # Kept in float32 whatever the backbone's type: ranking ties of rounded scores would be broken arbitrarily.
-        weight = torch.randn(n_items, width) * 0.02 if init is None else init.float().clone()
+        weight = torch.randn(n_items, width) * START
         weight[0] = 0
         self.weight = nn.Parameter(weight)
         self.dropout = nn.Dropout(dropout)
@@ -47,6 +46,12 @@ class LinearHead(nn.Module):
     def loss(self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1."""
         return F.cross_entropy(self.logits(vector), target - 1, label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor) -> None:
+        """Replaces the weights by `vectors` [n_items, d], centred over the items and scaled to the size of a random start."""
+        centred = vectors[1:].float() - vectors[1:].float().mean(0)
+        self.weight[1:] = centred * (START / centred.std())
 
     @torch.no_grad()
     def fit_whitening(self, vectors: Tensor, floor: float = 0.1) -> None:

@@ -110,7 +110,7 @@ class StepTrainer(RunTrainer, Trainer):
         else:
             epochs = 1 if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL else self.config["epochs"]
             total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
-        if total and self.step == 0 and not self.history:
+        if self.step == 0 and not self.history:
             self._warm_start(train_data, valid_data, show_progress)
         bar = tqdm(
             total=total, initial=self.step, desc="train", unit="step", disable=not (show_progress and total), ncols=100
@@ -145,9 +145,8 @@ class StepTrainer(RunTrainer, Trainer):
         """Whatever a model does before its first step counts as step 0, with a validation and a state of its own."""
         began = time.monotonic()
         warm_start = getattr(self.model, "warm_start", None)
-        done = warm_start(train_data.dataset.inter_feat, show_progress) if warm_start else ""
-        if done:
-            self.logger.info(done)
+        if done := warm_start(train_data.dataset.inter_feat, show_progress) if warm_start else []:
+            self.logger.info(", ".join(done))
             self.seconds = time.monotonic() - began
             if valid_data is not None:
                 self._validate(valid_data, show_progress)

@@ -124,3 +124,22 @@ def test_a_warm_start_survives_a_kill(tmp_path, tiny):
         again = resume(folder)
     assert again["test"] == whole["test"] and again["valid"] == whole["valid"]
     assert whole["curve"][0]["step"] == 0 and whole["curve"][0]["loss"] is None
+
+
+def test_a_title_start_is_what_the_backbone_says_of_each_title_alone(tiny):
+    from recbole_hatllm.item_vectors import title_vectors
+
+    model, _, _ = build("HatLLM", tiny)
+    vectors = title_vectors(model.backbone, model.titles, batch_size=7)
+    for item in (1, 5, 20):
+        ids = model.titles.ids[model.titles.offsets[item] : model.titles.offsets[item + 1]][None]
+        hf = model.backbone.base
+        mask = torch.full((ids.shape[1], ids.shape[1]), -1e30).triu(1)[None, None]
+        hidden = model.backbone.model(
+            input_ids=ids, use_cache=False, hat_masks=dict.fromkeys(model.backbone.kinds, mask)
+        ).last_hidden_state
+        assert hf is not None and torch.allclose(vectors[item], hidden[0].mean(0), atol=1e-5)
+    assert (vectors[0] == 0).all()
+    model.config["head_init"] = "title"
+    assert model.warm_start(None) == ["started the head from the titles"]
+    assert model.head.weight[1:].mean(0).abs().max() < 1e-6

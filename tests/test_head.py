@@ -49,7 +49,11 @@ def test_low_precision_vectors_are_scored_in_float32(head):
     assert head(vector).equal(head(vector.float()))
 
 
-def test_a_given_start_is_kept_but_for_padding():
-    start = torch.randn(4, 3)
-    head = LinearHead(4, 3, start)
-    assert head.weight[1:].equal(start[1:]) and (head.weight[0] == 0).all()
+def test_a_start_from_vectors_is_centred_and_of_the_usual_size():
+    vectors = torch.randn(50, 8) * 7 + 3
+    head = LinearHead(50, 8)
+    head.start_from(vectors)
+    assert head.weight[1:].mean(0).abs().max() < 1e-6 and (head.weight[0] == 0).all()
+    assert head.weight[1:].std().item() == pytest.approx(0.02, rel=1e-3)
+    ratio = (vectors[1:] - vectors[1:].mean(0)) / head.weight[1:].detach()
+    assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-3)

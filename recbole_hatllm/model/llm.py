@@ -47,14 +47,12 @@ class LLMRecommender(SequentialRecommender):
             check=lambda n_layers: self.layer_kinds(config, n_layers),  # before gigabytes are read
         )
         encode = PieceEncoder(self.backbone.tokenizer)
-        titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
+        self.titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
         words = {"nouns": config["prompt_nouns"], "noun": config["prompt_noun"], "verb": config["prompt_verb"]}
-        self.prompts = PromptTable(titles, encode, words, config["item_span"], config["readout"])
+        self.prompts = PromptTable(self.titles, encode, words, config["item_span"], config["readout"])
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
-        # The head's start is what the bare backbone says of the titles, so it is taken before any adapter is added.
-        init = title_vectors(self.backbone, titles) if config["head_init"] == "title" else None
         whiten = config["readout_norm"] == "whiten"
-        self.head = LinearHead(self.n_items, self.backbone.hidden_size, init, config["head_dropout"], whiten)
+        self.head = LinearHead(self.n_items, self.backbone.hidden_size, config["head_dropout"], whiten)
         self.backbone.add_lora(config["lora_r"], config["lora_alpha"], config["lora_dropout"], config["lora_targets"])
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
@@ -108,28 +106,34 @@ class LLMRecommender(SequentialRecommender):
         vectors, targets = self.pairs(interaction)
         return self.head.loss(vectors, targets, self.label_smoothing)
 
-    def warm_start(self, rows, show_progress: bool = False) -> str:
-        """What comes before the first step: whitening of the readout and probing, as the config says.
+    def warm_start(self, rows, show_progress: bool = False) -> list[str]:
+        """What comes before the first step, while the adapters still say nothing: the head's start, as the config says.
 
         Args:
             rows: all training rows, an Interaction in time order.
 
         Returns:
-            what was done, in words; empty where nothing was.
+            what was done, in words.
         """
-        if self.head.whitener is None and self.config["head_init"] != "probe":
-            return ""
+        done = []
+        init = self.config["head_init"]
+        if init == "title":
+            self.eval()
+            self.head.start_from(title_vectors(self.backbone, self.titles))
+            done.append("started the head from the titles")
+        if init != "probe" and self.head.whitener is None:
+            return done
         if self.targets == "all":
             rows = rows[probe.covering_rows(rows[self.USER_ID], self.max_seq_length)]
         rows = rows[self.prompts.title_tokens(rows[self.ITEM_SEQ].to(self.prompts.pool.device)).argsort().cpu()]
         vectors, targets = probe.readouts(self, rows, self.config["micro_batch_size"] or len(rows), show_progress)
-        done = f"read {len(targets):,} targets in {len(rows):,} rows"
+        done.append(f"read {len(targets):,} targets in {len(rows):,} rows")
         if self.head.whitener is not None:
             self.head.fit_whitening(vectors)
-            done += ", whitened the readout"
-        if self.config["head_init"] == "probe":
+            done.append("whitened the readout")
+        if init == "probe":
             loss = probe.fit(self.head, vectors, targets, self.config["probe_epochs"], self.config["probe_lr"])
-            done += f", probed to loss {loss:.4f}"
+            done.append(f"probed to loss {loss:.4f}")
         return done
 
     def full_sort_predict(self, interaction) -> Tensor:
