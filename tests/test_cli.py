@@ -80,15 +80,22 @@ def test_recboles_models_rank_the_same_items_for_the_same_rows(model, finished, 
         assert said.returncode == 0 and len(said.stdout.strip().splitlines()) == 3
 
 
-def test_bigrec_and_windows(tmp_path):
-    done = cli("--model=BIGRec", "--dataset=ml-100k", *TINY, "--protocol=windows", f"--runs_dir={tmp_path}",
-               "--title_tokens=4")  # fmt: skip
+@pytest.mark.parametrize("protocol", ["windows", "leave_one_out"])
+def test_bigrec_under_both_protocols(tmp_path, protocol):
+    sequences = random_sequences(40, 20, longest=30)
+    write_dataset(tmp_path / "data", "own", sequences)
+    done = cli("--model=BIGRec", "--dataset=own", f"--data_path={tmp_path / 'data'}", *TINY, f"--protocol={protocol}",
+               f"--runs_dir={tmp_path}")  # fmt: skip
     result = json.loads((run_folder(done) / "result.json").read_text())
+    assert result["protocol"] == protocol
     total = sum(result["rows"].values())
-    assert result["protocol"] == "windows"
-    assert result["rows"]["train"] == int(0.8 * total) and result["rows"]["valid"] == int(0.9 * total) - int(
-        0.8 * total
-    )
+    if protocol == "windows":
+        assert total == sum(max(1, len(items) - 10) for items in sequences.values())
+        assert result["rows"]["train"] == int(0.8 * total) and result["rows"]["valid"] == int(0.9 * total) - int(
+            0.8 * total
+        )
+    else:
+        assert total == sum(len(items) - 1 for items in sequences.values()) and result["rows"]["test"] == 40
 
 
 def test_doctor_names_every_defect():
