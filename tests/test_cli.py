@@ -51,8 +51,11 @@ def test_hatllm_trains_evaluates_and_recommends(finished):
 
 def test_the_real_smollm2_end_to_end(tmp_path):
     recipe = ROOT / "properties" / "recipe" / "small.yaml"
-    done = cli("--model=HatLLM", "--dataset=ml-100k", f"--config_files={recipe}", "--train_steps=2", "--eval_step=2", "--head_init=title",
-               "--readout_norm=none", "--train_batch_size=8", "--backbone_layers=2", "--n_in=1", "--n_cr=1", f"--run_dir={tmp_path / 'run'}")  # fmt: skip
+    small = ["--train_steps=2", "--eval_step=2", "--head_init=title", "--readout_norm=none", "--train_batch_size=8",
+             "--backbone_layers=2", *HAT]  # fmt: skip
+    done = cli(
+        "--model=HatLLM", "--dataset=ml-100k", f"--config_files={recipe}", *small, f"--run_dir={tmp_path / 'run'}"
+    )
     folder = run_folder(done)
     result = json.loads((folder / "result.json").read_text())
     assert result["backbone"]["name"] == "smollm2-135m" and result["test"]["ndcg@10"] > 0
