@@ -29,6 +29,7 @@ setup(
         "accelerate>=1.0",
         "safetensors>=0.4",
         "gguf>=0.10",
+        "filelock>=3",
         "numpy>=1.26",
         # RecBole drops rows silently and reads token sequences wrongly on pandas 3.
         "pandas>=1.5,<3",
