@@ -65,10 +65,14 @@ def _run(argv: list[str]) -> None:
     keys = parse_overrides(argv)
     if "resume" in keys:
         from recbole_hatllm.quick_start import resume
+        from recbole_hatllm.run_folder import metric_row, read_result
 
-        folder = _take(keys, "resume", required=True)
+        folder = str(_take(keys, "resume", required=True))
         _nothing_left(keys, "resume")
-        resume(folder)
+        if finished := read_result(folder):
+            print(f"{folder} is finished; test: {metric_row(finished['test'])}")
+        else:
+            resume(folder)
         return
     from recbole_hatllm.quick_start import run
 

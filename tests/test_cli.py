@@ -45,6 +45,8 @@ def test_hatllm_trains_evaluates_and_recommends(finished):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 10 and lines[0].lstrip().startswith("1. ") and re.search(r"\(\d{4}\)", lines[0])
+    again = cli(f"--resume={finished}")
+    assert again.returncode == 0 and f"NDCG@10 {result['test']['ndcg@10']:.4f}" in again.stdout
     by_id = cli("recommend", f"--run={finished}", "--history=1;Heat (1995);2", "--k=10")
     assert by_id.stdout == done.stdout
 
