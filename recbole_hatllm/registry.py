@@ -6,14 +6,13 @@ anything.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
 from functools import cache
 from pathlib import Path
 
-from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.errors import ConfigError, nearest
 
 _FAMILIES = {
     "recbole.model.sequential_recommender": "sequential",
@@ -68,13 +67,6 @@ def model_class(name: str) -> type:
                 )
             return getattr(importlib.import_module(_models(package)[name]), name)
     raise ConfigError(f"There is no model {name!r}{nearest(name, model_names())}")
-
-
-def nearest(name: str, names) -> str:
-    """The end of a sentence about an unknown name: the nearest known ones, or a full stop. Case does not count."""
-    by_lower = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.7)
-    return f": did you mean {' or '.join(by_lower[other] for other in close)}?" if close else "."
 
 
 def create_dataset(config):
