@@ -16,6 +16,7 @@ setup(
     packages=[
         "recbole_hatllm",
         "recbole_hatllm.data",
+        "recbole_hatllm.data.sources",
         "recbole_hatllm.model",
         "recbole_hatllm.properties",
     ],
@@ -30,6 +31,7 @@ setup(
         "safetensors>=0.4",
         "gguf>=0.10",
         "filelock>=3",
+        "optuna>=4",
         "numpy>=1.26",
         # RecBole drops rows silently and reads token sequences wrongly on pandas 3.
         "pandas>=1.5,<3",
@@ -38,7 +40,8 @@ setup(
         "tensorboard",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "sentencepiece", "types-PyYAML", "types-tqdm"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "sentencepiece", "pyarrow", "types-PyYAML", "types-tqdm"],
+        "parquet": ["pyarrow"],
         "4bit": ["bitsandbytes"],
     },
     entry_points={"console_scripts": ["recbole-hatllm=recbole_hatllm.cli:main"]},
