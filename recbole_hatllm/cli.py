@@ -3,6 +3,8 @@
 run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
 run_hatllm.py --resume=FOLDER
 run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
+run_hatllm.py search --model=SASRec --dataset=ml-100k [--space=FILE] [--trials=N] [--key=value ...]
+run_hatllm.py prepare NAME [--from=DIR_OR_FILES]
 run_hatllm.py demo
 run_hatllm.py doctor
 """
@@ -21,11 +23,18 @@ usage:
   run_hatllm.py --model=NAME --dataset=NAME [--key=value ...]   train, evaluate, leave a run folder
   run_hatllm.py --resume=FOLDER                                 go on with a run that was stopped
   run_hatllm.py recommend --run=FOLDER --history="TITLE;TITLE"  titles (or ids) in, titles out [--k=10]
+  run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
+      [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
+  run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
   run_hatllm.py demo [--key=value ...]                          HatLLM beside Pop and its untrained self on MovieLens-100K
   run_hatllm.py doctor                                          versions, machine, known defects and their mending
 
   --config_files=a.yaml,b.yaml   YAML files with keys, before the keys of the command line
   -h, --help                     this text; with a command, the same
+
+prepare takes --from=FOLDER or FILE,FILE (files that are here already), --source=NAME, --mirror=URL (an address that has
+the files), --k_core=5, --data_path=dataset/, --force=true (replace the folder); for tables of your own --inter=FILE,
+--items=FILE and --columns="user=...,item=...,time=...,title=..." with the names of their columns.
 
 Models of this package: {models}. RecBole's own sequential and general models run beside them: SASRec, GRU4Rec,
 BERT4Rec, BPR, NeuMF, Pop, ... RecBole's own keys are taken too.
@@ -95,6 +104,33 @@ def _recommend(argv: list[str]) -> None:
     print(listing(trained.recommend([item for item in history.split(";") if item.strip()], k)))
 
 
+def _search(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.search import search
+
+    keys = parse_overrides(argv)
+    model, dataset = _take(keys, "model", required=True), _take(keys, "dataset", required=True)
+    files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
+    options = {name: _take(keys, name) for name in ("space", "trials", "sampler", "study", "storage")}
+    search(model, dataset, config_file_list=files, config_dict=keys, **options)
+
+
+def _prepare(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.prepare import listing, run
+
+    names = [argument for argument in argv if not argument.startswith("-")]
+    keys = parse_overrides(argument for argument in argv if argument.startswith("-") and argument != "--list")
+    root = str(_take(keys, "data_path", default="dataset"))
+    if "--list" in argv:
+        _nothing_left({**keys, **dict.fromkeys(names)}, "prepare --list")
+        print(listing(root))
+        return
+    if len(names) != 1:
+        raise ConfigError(f"prepare takes the name of one dataset, and {len(names)} are given: see prepare --list.")
+    run(names[0], root, keys)
+
+
 def _demo(argv: list[str]) -> None:
     from recbole_hatllm.config import parse_overrides
     from recbole_hatllm.demo import demo
@@ -120,4 +156,11 @@ def _nothing_left(keys: dict, command: str) -> None:
         raise ConfigError(f"{command} does not take {', '.join(map(str, keys))}: see run_hatllm.py --help.")
 
 
-COMMANDS = {"run": _run, "recommend": _recommend, "demo": _demo, "doctor": _doctor}
+COMMANDS = {
+    "run": _run,
+    "recommend": _recommend,
+    "prepare": _prepare,
+    "search": _search,
+    "demo": _demo,
+    "doctor": _doctor,
+}

@@ -21,15 +21,16 @@ from recbole.utils import ModelType
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_hatllm import registry, schema
+from recbole_hatllm.data.sources import catalogue
 from recbole_hatllm.errors import ConfigError
 
 _RECBOLE = Path(recbole_config.__file__).parents[1]
-_BUNDLED = "ml-100k"  # the one dataset that RecBole's wheel brings along
 _READ = re.compile(r"""config(?:\[|\.get\()["'](\w+)["']""")
 
 
 class Config(recbole_config.Config):
-    """All keys of one run; `config[key]` is None for a key that nobody set.
+    """All keys of one run; `config[key]` is None for a key that nobody set, `unread` are those given that only other
+    models read.
 
     Args:
         model: a name of `registry.model_names()` or a class. dataset: the name of a folder with atomic files. Either
@@ -79,7 +80,7 @@ class Config(recbole_config.Config):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        layers = ["overall.yaml", "llm.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"]
+        layers = ["overall.yaml", "llm.yaml", f"model/{model}.yaml", _dataset_layer(dataset)]
         if not getattr(model_class, "is_llm", False):
             layers.remove("llm.yaml")
         files = [schema.PROPERTIES / layer for layer in layers if (schema.PROPERTIES / layer).is_file()]
@@ -106,6 +107,7 @@ class Config(recbole_config.Config):
         if foreign := [key for key in external if key not in own]:
             foreign = [key for key in foreign if key not in _keys_read_by(self.model_class)]
         declared = _declared_keys() if foreign else set()
+        self.unread = foreign
         for key in foreign:
             if key not in declared:
                 raise ConfigError(f"There is no key {key!r}{registry.nearest(key, own | declared)}")
@@ -127,8 +129,9 @@ class Config(recbole_config.Config):
             final["train_neg_sample_args"] = None
 
     def _needs_no_negatives(self, final: dict[str, Any]) -> bool:
-        """RecBole gives one uniform negative a row, refuses that itself for loss_type CE, and lets Pop count it."""
-        if final["MODEL_TYPE"] == ModelType.TRADITIONAL:
+        """RecBole gives one uniform negative a row, as a row of its own where the model is pointwise; a model that takes
+        every row for a positive one would learn it. RecBole refuses it for loss_type CE, and lets Pop count it."""
+        if final["MODEL_TYPE"] == ModelType.TRADITIONAL or not getattr(self.model_class, "negatives_in_batch", True):
             return True
         by_loss = not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE"
         return by_loss and final["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -160,13 +163,12 @@ class Config(recbole_config.Config):
         root = Path(self.final_config_dict["data_path"])
         super()._set_default_parameters()
         folder = root / self.dataset
-        if self.dataset != _BUNDLED or folder.is_dir():
+        if self.dataset != catalogue.BUNDLED or folder.is_dir():
             self.final_config_dict["data_path"] = str(folder)
-        declared = (schema.PROPERTIES / "dataset" / f"{self.dataset}.yaml").is_file()
-        if not declared and not folder.is_dir():
+        if not folder.is_dir() and self.dataset not in catalogue.names():
             raise ConfigError(
                 f"There is no dataset {self.dataset!r} in {root}{registry.nearest(self.dataset, _datasets(root))} "
-                "Another folder is named with --data_path=DIR."
+                "Another folder is named with --data_path=DIR, and data of your own becomes one by `prepare`."
             )
 
     def _init_device(self):
@@ -263,4 +265,10 @@ def _keys_read_by(model_class: type) -> set[str]:
 
 def _datasets(root: Path) -> list[str]:
     folders = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    return sorted({_BUNDLED, *folders, *(path.stem for path in (schema.PROPERTIES / "dataset").glob("*.yaml"))})
+    return sorted({*catalogue.names(), *folders})
+
+
+def _dataset_layer(dataset: str) -> str:
+    """The file in properties/ for a dataset; the releases of a category share one."""
+    own = f"dataset/{dataset}.yaml"
+    return own if (schema.PROPERTIES / own).is_file() else f"dataset/{catalogue.stem(dataset)}.yaml"

@@ -15,22 +15,6 @@ from tqdm import tqdm
 from recbole_hatllm.head import LinearHead
 
 
-def covering_rows(users: Tensor, longest: int) -> Tensor:
-    """Rows that together read every target once, if each row reads its `longest` last ones: a user's last row, the one
-    `longest` before it, and so on.
-
-    Args:
-        users: [R] int64, the user of each row; a user's rows in time order.
-
-    Returns:
-        [N] int64 row numbers.
-    """
-    order = users.argsort(stable=True)
-    _, count = users[order].unique_consecutive(return_counts=True)
-    from_end = torch.repeat_interleave(count.cumsum(0), count) - 1 - torch.arange(len(users))
-    return order[from_end % longest == 0].sort().values
-
-
 @torch.no_grad()
 def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[Tensor, Tensor]:
     """Readout vectors [N, d] in the backbone's type and target items [N] of training rows, on the model's device."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_hatllm import registry, run_folder, weights
+from recbole_hatllm import registry, run_folder, unseen_users, weights
 from recbole_hatllm.config import Config
-from recbole_hatllm.errors import DataError
+from recbole_hatllm.errors import DataError, HatError
+from recbole_hatllm.intervals import bootstrap
 from recbole_hatllm.trainer import Interrupted, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,12 @@ def run(model: str, dataset: str, config_file_list: list[str] | None = None, con
         HatError: bad config, data or backbone. Interrupted: Ctrl-C.
     """
     config = Config(model, dataset, config_file_list, config_dict)
-    return _execute(config, run_folder.create(config))
+    folder = run_folder.create(config)
+    try:
+        return _execute(config, folder)
+    except HatError:
+        run_folder.drop_unused(folder)
+        raise
 
 
 def resume(folder: str | Path) -> dict:
@@ -71,14 +77,17 @@ def _execute(config, folder: Path) -> dict:
         if trainer.best() is None:  # nothing was trained or validated: the model as it is
             trainer._save_checkpoint(0)
         test_result = trainer.evaluate(test, show_progress=config["show_progress"])
+        ranks = _rank_table(dataset, test, trainer.eval_collector.ranks)
         result = {
             "model": config["model"],
             "dataset": config["dataset"],
             "test": {name: float(value) for name, value in test_result.items()},
+            "test_interval": bootstrap(ranks["rank"], test_result),
             "valid": dict(valid_result) if valid_result else None,
             "protocol": config["protocol"],
             "candidates": dataset.item_num - 1,
             "history_masked": False,
+            "unseen_users": unseen_users.describe(model, test.dataset),
             "rows": {name: len(part.dataset) for name, part in (("train", train), ("valid", valid), ("test", test))},
             "steps": getattr(trainer, "step", None),
             "best_step": getattr(trainer, "best_step", None),
@@ -95,8 +104,15 @@ def _execute(config, folder: Path) -> dict:
             },
             "versions": run_folder.versions(),
         }
-        run_folder.finish(folder, trainer.best(), _rank_table(dataset, test, trainer.eval_collector.ranks), result)
+        run_folder.finish(folder, trainer.best(), ranks, result)
         logger.info("test: %s", run_folder.metric_row(result["test"]))
+        if result["unseen_users"]["mean_vector"] and result["unseen_users"]["rows"]:
+            logger.info(
+                "%d of %d test rows are of users that training never saw, scored by the mean user vector",
+                result["unseen_users"]["rows"],
+                result["rows"]["test"],
+            )
+        logger.info("95 %% interval: %s", run_folder.interval_row(result["test_interval"]))
         logger.info("run folder: %s", folder)
     return {**result, "folder": str(folder)}
 

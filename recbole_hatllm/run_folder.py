@@ -50,6 +50,12 @@ def create(config) -> Path:
     return folder
 
 
+def drop_unused(folder: Path) -> None:
+    """Removes a run folder in which nothing was computed: the run was refused before its first step."""
+    if {file.name for file in folder.iterdir()} <= {"config.yaml", "log.txt"}:
+        shutil.rmtree(folder)
+
+
 def read_config(folder: Path) -> dict:
     """The resolved config of a run folder.
 
@@ -132,6 +138,11 @@ def metric_row(metrics: dict[str, float]) -> str:
     return ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in metrics.items())
 
 
+def interval_row(intervals: dict[str, list[float]]) -> str:
+    """`HR@5 0.0101-0.0145, ...`; `none` without any."""
+    return ", ".join(f"{metric_name(name)} {low:.4f}-{high:.4f}" for name, (low, high) in intervals.items()) or "none"
+
+
 def metric_name(name: str) -> str:
     """RecBole's metric name as the field writes it: hit@10 -> HR@10."""
     return name.upper().replace("HIT@", "HR@")
@@ -145,12 +156,16 @@ def model_card(name: str, result: dict) -> str:
         f"{result['model']} on {result['dataset']}, trained with recbole_hatllm.",
         "",
         f"- Test: {metric_row(result['test'])}",
+        f"- 95 % bootstrap interval: {interval_row(result['test_interval'])}",
         f"- Validation: {metric_row(result['valid'] or {})}",
         f"- Protocol: {result['protocol']}, {result['rows']['test']} test rows, all {result['candidates']} items ranked, "
         f"history {'masked' if result['history_masked'] else 'not masked'}",
         f"- Training: {result['steps']} steps on {result['rows']['train']} rows, {result['seconds']['train']:.0f} s, "
         f"{result['trainable_parameters']:,} trainable parameters",
     ]
+    if unseen := result["unseen_users"]["rows"]:
+        how = ", scored by the mean user vector" if result["unseen_users"]["mean_vector"] else ""
+        lines.append(f"- Users that training never saw: {unseen} of the test rows{how}")
     if result["backbone"]:
         lines.append(f"- Backbone: {result['backbone']}")
     lines += ["- Versions: " + ", ".join(f"{package} {number}" for package, number in result["versions"].items()), ""]

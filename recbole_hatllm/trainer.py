@@ -10,15 +10,17 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import torch
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
 from recbole.trainer.trainer import TraditionalTrainer
 from recbole.utils import ModelType, early_stopping, get_trainer
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_hatllm import checkpoint, weights
+from recbole_hatllm import checkpoint, unseen_users, weights
 from recbole_hatllm.errors import HatError
 from recbole_hatllm.evaluation import RankCollector
 from recbole_hatllm.files import publish
@@ -51,7 +53,8 @@ class RunTrainer:
         """Over what is trained only: a frozen backbone has no optimiser state."""
         groups = getattr(self.model, "parameter_groups", None)
         params = groups() if groups else [p for p in self.model.parameters() if p.requires_grad]
-        kwargs.setdefault("params", params)  # RecVAE trains its two halves in turn and says which
+        # RecVAE trains its two halves in turn and says which; a model that counts has nothing to train.
+        kwargs.setdefault("params", params or [nn.Parameter(torch.zeros(1))])
         return super()._build_optimizer(**kwargs)
 
     def best(self) -> Path | None:
@@ -73,6 +76,7 @@ class RunTrainer:
         source = model_file or (self.best() if load_best_model else None)
         if source:
             weights.load_model(self.model, Path(source), self.items)
+        unseen_users.fill(self.model, eval_data.dataset)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
 

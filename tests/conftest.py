@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ def random_sequences(
     for item in range(items):
         sequences[f"u{item % users}"].insert(0, item)
     return sequences
+
+
+def hears_ctrl_c() -> None:
+    """For a new process: a shell starts what it runs in the background deaf to Ctrl-C, and the tests may be that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,8 @@ def known_keys(name: str) -> set[str]:
     """Keys that a run of this model takes: HatLLM's own would be unknown to BIGRec."""
     from recbole_hatllm import schema
 
-    files = [schema.PROPERTIES / part for part in ("overall.yaml", "llm.yaml", f"model/{name}.yaml")]
+    llm = ["llm.yaml"] if getattr(registry.model_class(name), "is_llm", False) else []
+    files = [schema.PROPERTIES / part for part in ("overall.yaml", *llm, f"model/{name}.yaml")]
     return set(schema.keys_of(*files)) | {
         "data_path",
         "train_batch_size",
@@ -62,6 +63,14 @@ class ModelContract:
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         touched = {n for n, p in model.named_parameters() if p.grad is not None}
         assert touched == trained and trained
+
+    def test_an_epoch_holds_the_training_rows_and_nothing_else(self, name, tiny):
+        """RecBole would add sampled negatives as rows of their own, which a loss over all items takes for positives."""
+        _, train, _ = build(name, tiny)
+        batches = list(train.batches(epoch=0))
+        for field in ("user_id", "item_id", "timestamp"):
+            read = torch.cat([batch[field] for batch in batches])
+            assert read.sort().values.equal(train.dataset.inter_feat[field].sort().values)
 
     def test_scores_have_a_column_an_item_equal_to_predict(self, name, tiny):
         model, _, test = build(name, tiny)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from recbole_hatllm import probe
@@ -61,22 +59,6 @@ def test_targets_all_means_every_item_after_the_first(tiny):
     ):
         expected += [*items[1:length], target]
     assert targets.tolist() == expected and model.targets_in(batch) == len(expected)
-
-
-@settings(max_examples=100, deadline=None)
-@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), longest=st.integers(1, 12), seed=st.integers(0, 99))
-def test_covering_rows_read_every_target_once(counts, longest, seed):
-    """A user's row t (from 1) has min(t, longest) items of history and reads that many targets, the last of them t."""
-    users = torch.cat([torch.full((count,), user) for user, count in enumerate(counts)])
-    place = torch.cat([torch.arange(1, count + 1) for count in counts])
-    mixed = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
-    mixed = mixed[place[mixed].argsort(stable=True)]  # time order over all users
-    users, place = users[mixed], place[mixed]
-    read = []
-    for row in probe.covering_rows(users, longest).tolist():
-        target = place[row].item()
-        read += [(users[row].item(), t) for t in range(max(1, target - longest + 1), target + 1)]
-    assert sorted(read) == sorted((user, t) for user, count in enumerate(counts) for t in range(1, count + 1))
 
 
 def test_whitening_evens_out_all_directions():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from recbole_hatllm import schema
+from recbole_hatllm.prepare import KEYS as PREPARE_KEYS
 from tests.conftest import random_sequences, write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +135,10 @@ def test_every_yaml_of_the_properties_is_taken(file):
         Config(file.stem, "ml-100k")
     elif file.parent.name == "dataset":
         Config("HatLLM", file.stem)
+    elif file.parent.name == "search":
+        from recbole_hatllm.space import check_space, read_space
+
+        check_space(read_space(file), file.stem, "ml-100k", {})
     else:
         Config("HatLLM", "ml-100k", [str(file)])
 
@@ -157,16 +162,8 @@ def test_the_readme_shows_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^make (\w+)", text, flags=re.M)):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
-    flags = set(re.findall(r"--(\w+)=", text)) - {
-        "key",
-        "model",
-        "dataset",
-        "config_files",
-        "resume",
-        "run",
-        "history",
-        "k",
-    }
+    of_commands = {"key", "model", "dataset", "config_files", "resume", "run", "history", "k", *PREPARE_KEYS}
+    flags = set(re.findall(r"--(\w+)=", text)) - of_commands
     declared = schema.keys_of(*schema.PROPERTIES.glob("*.yaml"), *schema.PROPERTIES.glob("model/*.yaml"))
     known_to_recbole = {"epochs", "data_path"}
     assert flags <= declared.keys() | known_to_recbole, flags - declared.keys()

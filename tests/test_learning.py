@@ -49,11 +49,12 @@ def test_it_learns_a_collaborative_signal_that_titles_cannot_give(tmp_path, tiny
     assert untrained["test"]["hit@1"] < 0.3 and popular["test"]["hit@1"] < 0.3
 
 
-@pytest.mark.parametrize("name", own_models())
+@pytest.mark.parametrize("name", sorted({*own_models()} - {"MarkovChain"}))  # which has nothing to train
 def test_golden_trajectory(name, tiny):
     """Loss and gradient norm of 30 steps. UPDATE_GOLDEN=1 writes them anew, after a change that is meant to move them."""
     model, train, _ = build(name, {**tiny, "lora_dropout": 0.0})
-    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=0.01)
+    groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [{"params": [*model.parameters()]}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     curve = []
@@ -62,7 +63,7 @@ def test_golden_trajectory(name, tiny):
         optimizer.zero_grad()
         loss = model.calculate_loss(batch)
         loss.backward()
-        parameters = [p for group in model.parameter_groups() for p in group["params"]]
+        parameters = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         curve.append([loss.item(), norm.item()])

@@ -13,8 +13,10 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
+from recbole_hatllm.data.prepare import prepare_missing
+from recbole_hatllm.data.rows import TARGET_LENGTH, Rows, RowTable
 from recbole_hatllm.data.titles import read_titles
-from recbole_hatllm.errors import DataError
+from recbole_hatllm.errors import ConfigError, DataError
 
 
 class HatDataset(SequentialDataset):
@@ -65,10 +67,8 @@ class HatDataset(SequentialDataset):
                 setattr(self, name, feat[feat[field].isin(self.inter_feat[field])].reset_index(drop=True))
 
     def _download(self):
-        raise DataError(
-            f"The dataset folder {self.dataset_path} does not exist: put {self.dataset_name}.inter (and .item for "
-            "titles) there, or name the folder above it with --data_path."
-        )
+        """RecBole calls it where the dataset's folder is missing; `Config` has refused names that nobody knows."""
+        prepare_missing(self.dataset_name, Path(self.dataset_path), self.config["show_progress"])
 
     def _remove_duplication(self):
         """As RecBole, but without its unstable sort: the table is in time order already."""
@@ -105,30 +105,33 @@ class HatDataset(SequentialDataset):
     def build(self) -> list[HatDataset]:
         """Training, validation and test part.
 
-        Evaluation parts hold rows. The training part holds rows for a sequential model; for a general one, every
-        interaction that occurs in a training row as history or target, once.
+        Evaluation parts hold rows. The training part holds rows for a sequential model, each with `target_length` items
+        to teach where the model has `targets: all`; for a general one, every interaction that occurs in a training row
+        as history or target, once.
 
         Raises:
-            DataError: a part would be empty.
+            DataError: a part would be empty. ConfigError: `stride` is longer than a history.
         """
         if isinstance(self.inter_feat, pd.DataFrame):
             self._change_feat_format()
             self._declare_history()
-        rows = _Rows(self.inter_feat[self.uid_field].numpy(), self.config["MAX_ITEM_LIST_LENGTH"])
+        rows = Rows(self.inter_feat[self.uid_field].numpy(), self.config["MAX_ITEM_LIST_LENGTH"])
         split = {"leave_one_out": rows.leave_one_out, "windows": rows.windows}[self.config["protocol"]]
-        ends = split()
-        for name, part in zip(("training", "validation", "test"), ends):
+        train, *held_out = split()
+        for name, part in zip(("training", "validation", "test"), (train, *held_out)):
             if len(part) == 0:
                 raise DataError(
                     f"{self.dataset_name} leaves no {name} rows under protocol {self.config['protocol']}: it has "
                     f"{len(self.inter_feat)} interactions of {self.user_num - 1} users, and needs longer histories."
                 )
-        seen = self.inter_feat[rows.interactions(ends[0])]
+        held_out = [_sample(part, self.config["eval_sample"]) for part in held_out]
+        seen = Interaction(self._lines(rows.interactions(train)))
         if self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-            parts = [self._cut(rows, part) for part in ends]
+            parts = [self._training_rows(rows, train), *(self._table(rows, part) for part in held_out)]
         else:
-            targets = [self.inter_feat[rows.order[part]] for part in ends[1:]]
-            parts = [seen, *(Interaction({f: t[f] for f in (self.uid_field, self.iid_field)}) for t in targets)]
+            fields = (self.uid_field, self.iid_field)
+            targets = [self._lines(rows.order[part]) for part in held_out]
+            parts = [seen, *(Interaction({field: part[field] for field in fields}) for part in targets)]
         built = [self.copy(part) for part in parts]
         for dataset in built:
             dataset.seen = seen
@@ -141,17 +144,34 @@ class HatDataset(SequentialDataset):
         self.set_field_property(history, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len)
         self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
 
-    def _cut(self, rows: _Rows, ends: np.ndarray) -> Interaction:
-        """Rows with their histories [R, L] int64, padded by 0 on the right, and the histories' lengths [R]."""
-        items = self.inter_feat[self.iid_field].numpy()[rows.order]
-        length = rows.length[ends]
-        place = np.arange(rows.longest)
-        inside = place < length[:, None]
-        history = np.where(inside, items[np.where(inside, (ends - length)[:, None] + place, 0)], 0)
-        part = self.inter_feat[rows.order[ends]]
-        part[getattr(self, f"{self.iid_field}_list_field")] = torch.from_numpy(history)
-        part[self.item_list_length_field] = torch.from_numpy(length)
-        return part
+    def _training_rows(self, rows: Rows, ends: np.ndarray) -> RowTable:
+        if self.config["targets"] != "all":
+            return self._table(rows, ends)
+        stride = self.config["stride"] or rows.longest
+        if stride > rows.longest:
+            raise ConfigError(f"stride is {stride}, and must be at most MAX_ITEM_LIST_LENGTH, which is {rows.longest}.")
+        ends, taught = rows.covering(ends, stride)
+        table = self._table(rows, ends)
+        table[TARGET_LENGTH] = torch.from_numpy(taught)
+        return table
+
+    def _table(self, rows: Rows, ends: np.ndarray) -> RowTable:
+        length = torch.from_numpy(rows.length[ends])
+        columns = {**self._lines(rows.order[ends]), self.item_list_length_field: length}
+        items = self.inter_feat[self.iid_field][torch.from_numpy(rows.order)]
+        history = getattr(self, f"{self.iid_field}_list_field")
+        return RowTable(columns, history, items, torch.from_numpy(ends), length, rows.longest)
+
+    def _lines(self, lines: np.ndarray) -> dict[str, torch.Tensor]:
+        index = torch.from_numpy(lines)
+        return {name: column[index] for name, column in self.inter_feat.interaction.items()}
+
+    def taught_items(self) -> torch.Tensor:
+        """The items that the training part teaches, one entry a target; of a built training part."""
+        if TARGET_LENGTH not in self.inter_feat:
+            return self.inter_feat[self.iid_field]
+        first = np.unique(self.seen[self.uid_field].numpy(), return_index=True)[1]
+        return torch.from_numpy(np.delete(self.seen[self.iid_field].numpy(), first))
 
     def inter_matrix(self, form="coo", value_field=None):
         """Users x items, counting the training interactions (all of them before `build`)."""
@@ -160,54 +180,14 @@ class HatDataset(SequentialDataset):
         )
 
 
-class _Rows:
-    """Where the rows of a table in time order are.
+_SAMPLE_SEED = 42  # not the run's: every model and every seed is to be measured on the same rows
 
-    A row is named by the place of its target after a stable sort by user, in which each user's items stand together.
 
-    Args:
-        users: [N] int64, the user of each interaction, oldest interaction first. longest: items a history can have.
-    """
-
-    def __init__(self, users: np.ndarray, longest: int):
-        self.longest = longest
-        self.order = np.argsort(users, kind="stable")  # place -> line of the table
-        sorted_users = users[self.order]
-        places = np.arange(len(users))
-        _, first, count = np.unique(sorted_users, return_index=True, return_counts=True)
-        self.before = places - np.repeat(first, count)  # how many items the user had before
-        self.after = np.repeat(count, count) - 1 - self.before
-        self.length = np.minimum(self.before, longest)
-
-    def leave_one_out(self) -> list[np.ndarray]:
-        """Every item but the first is a target: a user's last is tested, the one before validated, others trained.
-
-        As in RecBole, a user with one row gives it to training, and one with two has none for validation.
-        """
-        rows = self.before + self.after  # of this user
-        test = (self.after == 0) & (rows >= 2)
-        valid = (self.after == 1) & (rows >= 3)
-        train = (self.before > 0) & ~test & ~valid
-        return [self._by_time(np.flatnonzero(part)) for part in (train, valid, test)]
-
-    def windows(self) -> list[np.ndarray]:
-        """Each run of longest + 1 items is a row, and a shorter sequence is one as a whole.
-
-        The first 80 % by the target's time are trained, the next 10 % validated, the rest tested.
-        """
-        ends = (self.before > 0) & ((self.before >= self.longest) | (self.after == 0))
-        rows = self._by_time(np.flatnonzero(ends))
-        return np.split(rows, [int(0.8 * len(rows)), int(0.9 * len(rows))])
-
-    def interactions(self, ends: np.ndarray) -> np.ndarray:
-        """Lines of the table that occur in the rows `ends`, as history or target; in time order."""
-        change = np.zeros(len(self.order) + 1, dtype=np.int64)
-        np.add.at(change, ends - self.length[ends], 1)
-        np.add.at(change, ends + 1, -1)
-        return np.sort(self.order[change.cumsum()[:-1] > 0])
-
-    def _by_time(self, ends: np.ndarray) -> np.ndarray:
-        return ends[np.argsort(self.order[ends])]
+def _sample(rows: np.ndarray, size: int | None) -> np.ndarray:
+    """`size` of the rows, or all, in their order."""
+    if size is None or size >= len(rows):
+        return rows
+    return rows[np.sort(np.random.RandomState(_SAMPLE_SEED).permutation(len(rows))[:size])]
 
 
 # --- Broken files

@@ -12,11 +12,13 @@ from torch import Tensor
 from recbole_hatllm import probe, weights
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import PromptTable
+from recbole_hatllm.data.rows import TARGET_LENGTH
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
 from recbole_hatllm.item_vectors import title_vectors
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
+from recbole_hatllm.positions import taught_places
 
 
 class LLMRecommender(SequentialRecommender):
@@ -31,6 +33,7 @@ class LLMRecommender(SequentialRecommender):
 
     is_llm = True
     input_type = InputType.POINTWISE
+    negatives_in_batch = False
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -93,13 +96,12 @@ class LLMRecommender(SequentialRecommender):
         target = interaction[self.POS_ITEM_ID]
         if self.targets == "last":
             return self.read(item_seq, item_len), target
-        following = item_seq.roll(-1, 1).scatter(1, item_len[:, None] - 1, target[:, None])
-        real = torch.arange(item_seq.shape[1], device=item_seq.device) < item_len[:, None]
-        return self.read(item_seq, item_len, branches=True)[real], following[real]
+        taught, following = taught_places(item_seq, item_len, target, interaction[TARGET_LENGTH])
+        return self.read(item_seq, item_len, branches=True)[taught], following[taught]
 
     def targets_in(self, interaction) -> int:
         """How many targets `calculate_loss` takes the mean over."""
-        return len(interaction) if self.targets == "last" else int(interaction[self.ITEM_SEQ_LEN].sum())
+        return len(interaction) if self.targets == "last" else int(interaction[TARGET_LENGTH].sum())
 
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
@@ -123,8 +125,6 @@ class LLMRecommender(SequentialRecommender):
             done.append("started the head from the titles")
         if init != "probe" and self.head.whitener is None:
             return done
-        if self.targets == "all":
-            rows = rows[probe.covering_rows(rows[self.USER_ID], self.max_seq_length)]
         rows = rows[self.prompts.title_tokens(rows[self.ITEM_SEQ].to(self.prompts.pool.device)).argsort().cpu()]
         vectors, targets = probe.readouts(self, rows, self.config["micro_batch_size"] or len(rows), show_progress)
         done.append(f"read {len(targets):,} targets in {len(rows):,} rows")
