@@ -19,6 +19,8 @@ from recbole_hatllm.errors import BackboneError
 
 # transformers looks for "sdpa", "flash" and "flex" inside such names, so ours contains none of them.
 NAME = "hatllm"
+# Entries of hat_masks beside those of the kinds: a TokenPool, and the mask of what all its rows begin with.
+POOL, BEGINNING = "pool", "beginning"
 
 
 def hat_attention(
@@ -35,9 +37,9 @@ def hat_attention(
 
     Args:
         module: an attention module that `attach` has marked.
-        query, key, value: [B, heads, T, d].
+        query, key, value: [B, heads, T, d], or of a token pool [1, heads, P + N, d].
         attention_mask: not read; transformers builds none for a name it does not know.
-        hat_masks: from `additive`; the keyword of the model's forward call.
+        hat_masks: from `additive`, with the pool if there is one; the keyword of the model's forward call.
 
     Raises:
         BackboneError: the model was called without masks, which would be attention in both directions.
@@ -48,14 +50,18 @@ def hat_attention(
         # Score caps and sinks are for the family's own attention alone: sdpa drops them, some versions silently.
         own = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
         hat_masks["calls"].append((module.layer_idx, own))
-    mask = hat_masks[module.hat_kind].to(query.dtype)
-    if (window := kwargs.get("sliding_window")) and window < query.shape[2]:
-        mask = _windowed(hat_masks, module.hat_kind, window).to(query.dtype)
     if module.hat_backend == "sdpa":
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     else:
         attend = sys.modules[type(module).__module__].eager_attention_forward
-    return attend(module, query, key, value, mask, **kwargs)
+    masks = [_mask(hat_masks, kind, kwargs.get("sliding_window")) for kind in (module.hat_kind, BEGINNING)]
+    if (pool := hat_masks.get(POOL)) is None:
+        return attend(module, query, key, value, masks[0].to(query.dtype), **kwargs)
+
+    def in_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return attend(module, query, key, value, mask.to(query.dtype), **kwargs)[0]
+
+    return pool.attend(in_rows, query, key, value, *masks), None
 
 
 AttentionInterface.register(NAME, hat_attention)
@@ -75,12 +81,15 @@ def additive(masks: dict[str, Tensor], dtype: torch.dtype) -> dict:
     }
 
 
-def _windowed(masks: dict, kind: str, window: int) -> Tensor:
-    """The mask of a kind for layers that see the latest `window` columns; made once a call of the model."""
+def _mask(masks: dict, kind: str, window: int | None) -> Tensor | None:
+    """The mask of a kind; for layers that see the latest `window` columns only, made once a call of the model."""
+    mask = masks.get(kind)
+    if mask is None or not window or window >= mask.shape[-1]:
+        return mask
     if (kind, window) not in masks:
-        column = torch.arange(masks[kind].shape[-1], device=masks[kind].device)
-        too_old = column[:, None] - column >= window
-        masks[kind, window] = masks[kind].masked_fill(too_old, torch.finfo(masks[kind].dtype).min)
+        column = torch.arange(mask.shape[-1], device=mask.device)
+        too_old = column[-mask.shape[-2] :, None] - column >= window  # the mask may have the last rows only
+        masks[kind, window] = mask.masked_fill(too_old, torch.finfo(mask.dtype).min)
     return masks[kind, window]
 
 

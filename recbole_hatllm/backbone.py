@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recbole_hatllm import weights
-from recbole_hatllm.attention import additive, attach
+from recbole_hatllm.attention import BEGINNING, POOL, additive, attach
 from recbole_hatllm.errors import BackboneError, DataError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.masks import KINDS
+from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.pretrained import from_pretrained, locate, quiet, random_tiny
 
 # What the query and value projections are called; the first entry whose names a model has is taken.
@@ -57,6 +58,8 @@ class Backbone(nn.Module):
         masks: dict[str, Tensor],
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        valid: Tensor | None = None,
+        shared: int = 0,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -65,19 +68,30 @@ class Backbone(nn.Module):
             masks: [B, 1, T, T] bool for each of `kinds`, True = may attend.
             input_ids: [B, T] int64; or else
             inputs_embeds: [B, T, d], from `embed` and what replaces some of it.
+            valid: [B, T] bool, False = padding: the decoder then works on a pool of the real tokens (`pool.py`).
+            shared: how many first columns are the same in all rows, with causal masks in every kind.
 
         Returns:
-            [B, T, d] in the type of the backbone.
+            [B, T, d] in the type of the backbone; meaningless in padding.
         """
         dtype = self.base.get_input_embeddings().weight.dtype
+        masks = {kind: masks[kind] for kind in set(self.kinds)}
+        pool = None
+        if valid is not None:
+            pool = TokenPool.of(valid, shared)
+            position_ids = pool.pack(position_ids)
+            input_ids, inputs_embeds = (None if x is None else pool.pack(x) for x in (input_ids, inputs_embeds))
+            masks = {kind: mask[:, :, shared:] for kind, mask in masks.items()}
+            masks[BEGINNING] = torch.ones(1, 1, shared, shared, dtype=torch.bool, device=valid.device).tril()
         output = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=False,
-            hat_masks=additive({kind: masks[kind] for kind in set(self.kinds)}, dtype),
+            hat_masks={**additive(masks, dtype), POOL: pool},
         )
-        return output.last_hidden_state
+        hidden = output.last_hidden_state
+        return hidden if pool is None else pool.unpack(hidden)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, T] int64 -> [B, T, d], what the first layer would be given."""

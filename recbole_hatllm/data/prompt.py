@@ -61,7 +61,8 @@ class Prompt:
 
     input_ids, position_ids: [B, T] int64. valid: [B, T] bool, False = padding. span: [B, T] int64, -1 = template token,
     k = k-th item of the history. is_last: [B, T] bool, last token of an item's span. readout: [B] int64, the column whose
-    hidden state stands for the user; with branches [B, L], one for each item, 0 where there is none. branch, stem: [B, T]
+    hidden state stands for the user; with branches [B, L], one for each item, 0 where there is none. shared: how many first
+    columns, all of the template, are the same in every row. branch, stem: [B, T]
     int64, None without branches; which branch a token belongs to (-1 = none), and how many of the columns before it does
     that branch continue.
     """
@@ -72,6 +73,7 @@ class Prompt:
     span: Tensor
     is_last: Tensor
     readout: Tensor
+    shared: int
     branch: Tensor | None = None
     stem: Tensor | None = None
 
@@ -125,6 +127,7 @@ class PromptTable(nn.Module):
                 pool += ids
                 owned += [is_item] * len(ids)
             piece[name] = (start, len(pool) - start)
+        self.shared = piece["prefix"][1]
         opening = [token for text, _ in wrapping.open for token in encode(text)]
 
         # The pool holds the three template pieces, then the opening and title of every item.
@@ -222,6 +225,7 @@ class PromptTable(nn.Module):
             span=span,
             is_last=is_last,
             readout=readout.masked_fill(~real, 0) if branches else readout[:, 0],
+            shared=self.shared,
             branch=branch,
             stem=stem,
         )

@@ -86,7 +86,8 @@ class LLMRecommender(SequentialRecommender):
         if branches:
             apart = branch_mask(prompt.branch, prompt.stem)
             masks = {kind: mask & apart for kind, mask in masks.items()}
-        hidden = self.backbone(position_ids=prompt.position_ids, masks=masks, input_ids=prompt.input_ids)
+        pooled = {"valid": prompt.valid, "shared": prompt.shared} if self.config["token_pool"] else {}
+        hidden = self.backbone(prompt.position_ids, masks, input_ids=prompt.input_ids, **pooled)
         at = prompt.readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
         return hidden.gather(1, at).view(*prompt.readout.shape, -1)
 
