@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 START = 0.02  # standard deviation of the weights before training
+PIECE = 2**26  # scores that the loss computes at once: 256 MiB in float32
 
 
 class LinearHead(nn.Module):
@@ -34,18 +36,30 @@ class LinearHead(nn.Module):
 
     def logits(self, vector: Tensor) -> Tensor:
         """[B, d] of any float type -> [B, n_items - 1] in the head's type: the items 1, 2, ..."""
+        return self._factor(vector) @ self.weight[1:].T
+
+    def _factor(self, vector: Tensor) -> Tensor:
+        """[B, d] as it is multiplied by the items: in the head's type, whitened, dropped out."""
         vector = vector.to(self.weight.dtype)
         if self.whitener is not None:
             vector = (vector - self.mean) @ self.whitener
-        return self.dropout(vector) @ self.weight[1:].T
+        return self.dropout(vector)
 
     def forward(self, vector: Tensor) -> Tensor:
         """[B, d] -> [B, n_items] scores, column 0 (padding) at -inf."""
         return F.pad(self.logits(vector), (1, 0), value=-torch.inf)
 
     def loss(self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1."""
-        return F.cross_entropy(self.logits(vector), target - 1, label_smoothing=label_smoothing)
+        """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1.
+
+        Never more than `PIECE` scores exist at once, whatever B; the loss and its gradients are those of all of them
+        together. A fused kernel (cut-cross-entropy, Liger) would keep a piece's scores on the chip; that pays for
+        thousands of targets a step or millions of items, runs on NVIDIA alone and is no dependency of this package.
+        """
+        rows = max(1, PIECE // (len(self.weight) - 1))
+        if len(vector) <= rows:
+            return F.cross_entropy(self.logits(vector), target - 1, label_smoothing=label_smoothing)
+        return _InPieces.apply(self._factor(vector), self.weight, target - 1, label_smoothing, rows)
 
     @torch.no_grad()
     def start_from(self, vectors: Tensor) -> None:
@@ -68,3 +82,42 @@ class LinearHead(nn.Module):
         scale = (values.clamp(min=0) + floor * values.mean()).rsqrt()
         self.mean.copy_(mean)
         self.whitener.copy_(directions @ torch.diag(scale) @ directions.T)
+
+
+class _InPieces(torch.autograd.Function):
+    """Mean cross-entropy of `vector @ weight[1:].T`, `rows` vectors at a time; differentiable once.
+
+    Each piece's share of the gradients is added up while its scores are there. Checkpointing the pieces would compute all
+    scores a second time and make a gradient of the size of `weight` for each piece: measured, twice the time and more
+    memory than without pieces (benchmarks/head.py).
+    """
+
+    @staticmethod
+    def forward(ctx, vector: Tensor, weight: Tensor, target: Tensor, label_smoothing: float, rows: int) -> Tensor:
+        items, total = weight[1:], vector.new_zeros(())
+        of_vector, of_weight = (
+            torch.zeros_like(x) if need else None for x, need in zip((vector, weight), ctx.needs_input_grad)
+        )
+        for start in range(0, len(vector), rows):
+            piece = slice(start, start + rows)
+            with torch.enable_grad():
+                scores = (vector[piece].detach() @ items.detach().T).requires_grad_()
+                loss = F.cross_entropy(scores, target[piece], label_smoothing=label_smoothing, reduction="sum") / len(
+                    vector
+                )
+            (of_scores,) = torch.autograd.grad(loss, scores)
+            total += loss.detach()
+            if of_vector is not None:
+                of_vector[piece] = of_scores @ items
+            if of_weight is not None:
+                of_weight[1:].addmm_(of_scores.T, vector[piece])
+        ctx.gradients = of_vector, of_weight
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale: Tensor):
+        # In place, and let go of: a copy of the weight's gradient is what the pieces are there to avoid.
+        of_vector, of_weight = (x if x is None else x.mul_(scale) for x in ctx.gradients)
+        ctx.gradients = None
+        return of_vector, of_weight, None, None, None

@@ -70,7 +70,7 @@ def from_pretrained(
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         if layers is not None:
-            _cut(config.get_text_config(), layers, source["name"])
+            cut(config.get_text_config(), layers, source["name"])
         if check:
             check(config.get_text_config().num_hidden_layers)
         # Weights of layers that the configuration does not have are not read.
@@ -102,7 +102,7 @@ def local_tokenizer(cache: Path):
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name) if file else None
 
 
-def _cut(config, layers: int, name: str) -> None:
+def cut(config, layers: int, name: str) -> None:
     """Makes a configuration name the first layers only."""
     have = config.num_hidden_layers
     if not 1 <= layers <= have:
@@ -228,7 +228,7 @@ def random_tiny(layers: int | None, seed: int, dtype: torch.dtype, check):
         attn_implementation="eager",
     )
     if layers is not None:
-        _cut(config, layers, "random-tiny")
+        cut(config, layers, "random-tiny")
     if check:
         check(config.num_hidden_layers)
     model = AutoModel.from_config(config).to(torch.float32)
