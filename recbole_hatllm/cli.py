@@ -5,6 +5,7 @@ run_hatllm.py --resume=FOLDER
 run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
 run_hatllm.py search --model=SASRec --dataset=ml-100k [--space=FILE] [--trials=N] [--key=value ...]
 run_hatllm.py prepare NAME [--from=DIR_OR_FILES]
+run_hatllm.py memory --model=HatLLM --dataset=ml-100k [--items=N --tokens=N] [--key=value ...]
 run_hatllm.py demo
 run_hatllm.py doctor
 """
@@ -26,6 +27,8 @@ usage:
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
       [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
   run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
+  run_hatllm.py memory --model=NAME --dataset=NAME              the memory that this run would need, before anything is downloaded
+      [--items=N] [--tokens=N] [--key=value ...]                 items and tokens a prompt, where the dataset is not here
   run_hatllm.py demo [--key=value ...]                          HatLLM beside Pop and its untrained self on MovieLens-100K
   run_hatllm.py doctor                                          versions, machine, known defects and their mending
 
@@ -131,6 +134,16 @@ def _prepare(argv: list[str]) -> None:
     run(names[0], root, keys)
 
 
+def _memory(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.memory_report import report
+
+    keys = parse_overrides(argv)
+    model, dataset = _take(keys, "model", required=True), _take(keys, "dataset", required=True)
+    files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
+    print(report(model, dataset, files, keys, _take(keys, "items"), _take(keys, "tokens")))
+
+
 def _demo(argv: list[str]) -> None:
     from recbole_hatllm.config import parse_overrides
     from recbole_hatllm.demo import demo
@@ -161,6 +174,7 @@ COMMANDS = {
     "recommend": _recommend,
     "prepare": _prepare,
     "search": _search,
+    "memory": _memory,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole_hatllm import registry, run_folder, schema
+from recbole_hatllm import distributed, registry, run_folder, schema
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.quick_start import run
@@ -21,6 +21,7 @@ def demo(overrides: dict) -> dict[str, dict]:
     Returns:
         the three results by name.
     """
+    distributed.alone("demo")
     if "run_dir" in overrides:
         raise ConfigError(
             "demo makes three runs, each with a folder of its own: name the folder above them by runs_dir."

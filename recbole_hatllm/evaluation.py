@@ -11,7 +11,15 @@ import torch
 from recbole.evaluator import Collector
 from torch import Tensor
 
+from recbole_hatllm import distributed
 from recbole_hatllm.errors import DataError
+
+_BY_ROW = (
+    "rec.items",
+    "rec.meanrank",
+    "rec.score",
+    "data.label",
+)  # what RecBole's own collector adds a batch at a time
 
 
 def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
@@ -29,7 +37,8 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
 class RankCollector(Collector):
     """RecBole's collector for rows with one target each.
 
-    After an evaluation `ranks` [rows] int64 holds the target's rank in each row, in the loader's order.
+    After an evaluation `ranks` [rows] int64 holds the target's rank in each row, in the dataset's order. Processes share
+    what they have collected before anything is measured, so that all come to the same numbers.
     """
 
     def __init__(self, config):
@@ -51,14 +60,17 @@ class RankCollector(Collector):
                 "learning_rate or with dtype: float32."
             )
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        ranks = target_ranks(scores_tensor, positive_i.to(scores_tensor.device))
-        self._batches.append(ranks.cpu())
-        if self._needs_topk:
-            # What RecBole's metrics read: a 1 at the target's place among the first max(topk), and the number of targets.
-            hits = torch.arange(1, max(self.topk) + 1, device=ranks.device) == ranks[:, None]
-            self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], 1).int())
+        self._batches.append(target_ranks(scores_tensor, positive_i.to(scores_tensor.device)).cpu())
 
     def get_data_struct(self):
         """What RecBole's evaluator reads; closes the evaluation."""
-        self.ranks, self._batches = torch.cat(self._batches), []
+        own = {name: self.data_struct[name].cpu() for name in _BY_ROW if name in self.data_struct}
+        rows = distributed.gather_rows({**own, "ranks": torch.cat([self.ranks[:0], *self._batches])})
+        self.ranks, self._batches = rows.pop("ranks"), []
+        for name, column in rows.items():
+            self.data_struct.set(name, column)
+        if self._needs_topk:
+            # What RecBole's metrics read: a 1 at the target's place among the first max(topk), and the number of targets.
+            hits = torch.arange(1, max(self.topk) + 1) == self.ranks[:, None]
+            self.data_struct.set("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], 1).int())
         return super().get_data_struct()

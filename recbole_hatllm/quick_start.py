@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_hatllm import registry, run_folder, unseen_users, weights
+from recbole_hatllm import distributed, registry, run_folder, unseen_users, weights
 from recbole_hatllm.config import Config
-from recbole_hatllm.errors import DataError, HatError
+from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.intervals import bootstrap
 from recbole_hatllm.trainer import Interrupted, trainer_class
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None) -> dict:
-    """Trains and evaluates one model and leaves a run folder.
+    """Trains and evaluates one model and leaves a run folder; processes that a launcher started do so together.
 
     Args:
         model: any name of `registry.model_names()`, e.g. HatLLM, BIGRec, SASRec, Pop.
@@ -34,12 +34,13 @@ def run(model: str, dataset: str, config_file_list: list[str] | None = None, con
     Raises:
         HatError: bad config, data or backbone. Interrupted: Ctrl-C.
     """
-    config = Config(model, dataset, config_file_list, config_dict)
-    folder = run_folder.create(config)
+    config = _config(model, dataset, config_file_list, config_dict)
+    folder = distributed.told(lambda: run_folder.create(config))
     try:
         return _execute(config, folder)
     except HatError:
-        run_folder.drop_unused(folder)
+        if distributed.first():
+            run_folder.drop_unused(folder)
         raise
 
 
@@ -49,34 +50,52 @@ def resume(folder: str | Path) -> dict:
     stored = run_folder.read_config(folder)
     if result := run_folder.read_result(folder):
         return {**result, "folder": str(folder)}
-    return _execute(Config(stored.pop("model"), stored.pop("dataset"), config_dict=stored), folder)
+    return _execute(_config(stored.pop("model"), stored.pop("dataset"), None, stored), folder)
+
+
+def _config(model, dataset, files, keys) -> Config:
+    """The config, with the other processes met at its device."""
+    try:
+        config = Config(model, dataset, files, keys)
+    except ConfigError as error:
+        raise distributed.once(error) from None
+    distributed.start(config["device"])
+    return config
+
+
+def _data(config):
+    dataset = registry.create_dataset(config)
+    return dataset, *registry.data_loaders(config, dataset)
 
 
 def _execute(config, folder: Path) -> dict:
     with _log_to(folder / "log.txt"):
         began = time.monotonic()
+        trainer_of = trainer_class(config)
+        show_progress = config["show_progress"] and distributed.first()
         init_seed(config["seed"], config["reproducibility"])
-        dataset = registry.create_dataset(config)
-        train, valid, test = registry.data_loaders(config, dataset)
-        model = registry.model_class(config["model"])(config, train.dataset).to(config["device"])
+        dataset, train, valid, test = distributed.in_turn(lambda: _data(config))
+        model = distributed.in_turn(lambda: registry.model_class(config["model"])(config, train.dataset))
+        model = model.to(config["device"])
         logger.info("%s", model)
-        run_folder.write_items(folder, dataset.item_tokens, _names(dataset))
+        if distributed.first():
+            run_folder.write_items(folder, dataset.item_tokens, _names(dataset))
         items = weights.items_identity(dataset.item_tokens)
-        trainer = trainer_class(config)(config, model, folder, items)
+        trainer = trainer_of(config, model, folder, items)
         # Nothing that happened while the data and the model were made may reach the training's random numbers.
         init_seed(config["seed"], config["reproducibility"])
         if hasattr(trainer, "restore"):
             trainer.restore()
         prepared = time.monotonic()
         try:
-            _, valid_result = trainer.fit(train, valid, verbose=False, show_progress=config["show_progress"])
+            _, valid_result = trainer.fit(train, valid, verbose=False, show_progress=show_progress)
         except Interrupted:
             logger.info("Stopped; the best so far is kept. Go on with --resume=%s", folder)
             raise
         trained = time.monotonic()
         if trainer.best() is None:  # nothing was trained or validated: the model as it is
             trainer._save_checkpoint(0)
-        test_result = trainer.evaluate(test, show_progress=config["show_progress"])
+        test_result = trainer.evaluate(test, show_progress=show_progress)
         ranks = _rank_table(dataset, test, trainer.eval_collector.ranks)
         result = {
             "model": config["model"],
@@ -97,6 +116,7 @@ def _execute(config, folder: Path) -> dict:
             "parents": [],
             "seed": config["seed"],
             "device": str(config["device"]),
+            "processes": distributed.world(),
             "seconds": {
                 "prepare": round(prepared - began, 2),
                 "train": round(getattr(trainer, "seconds", trained - prepared), 2),
@@ -104,7 +124,9 @@ def _execute(config, folder: Path) -> dict:
             },
             "versions": run_folder.versions(),
         }
-        run_folder.finish(folder, trainer.best(), ranks, result)
+        if distributed.first():
+            run_folder.finish(folder, trainer.best(), ranks, result)
+        distributed.barrier()
         logger.info("test: %s", run_folder.metric_row(result["test"]))
         if result["unseen_users"]["mean_vector"] and result["unseen_users"]["rows"]:
             logger.info(
@@ -135,7 +157,13 @@ def _rank_table(dataset, test, ranks) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _log_to(file: Path):
-    """Sends the log of one run to its folder and to the terminal, whatever ran before in the process."""
+    """Sends the log of one run to its folder and to the terminal, whatever ran before in the process.
+
+    Of several processes the first alone logs.
+    """
+    if not distributed.first():
+        yield
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     terminal, kept = logging.StreamHandler(sys.stdout), logging.FileHandler(file, encoding="utf-8")
     terminal.setFormatter(logging.Formatter("%(message)s"))

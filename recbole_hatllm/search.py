@@ -24,7 +24,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from recbole_hatllm import schema
+from recbole_hatllm import distributed, schema
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.files import publish
 from recbole_hatllm.quick_start import resume, run
@@ -64,6 +64,7 @@ def search(
     Raises:
         HatError: bad space, keys or data; no trial came to an end. Interrupted: Ctrl-C; the same call goes on.
     """
+    distributed.alone("search")
     return Search(model, dataset, space, config_file_list, config_dict, trials, sampler, study, storage).go()
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_hatllm import checkpoint, unseen_users, weights
+from recbole_hatllm import checkpoint, distributed, unseen_users, weights
 from recbole_hatllm.errors import HatError
 from recbole_hatllm.evaluation import RankCollector
 from recbole_hatllm.files import publish
@@ -34,6 +35,8 @@ class Interrupted(KeyboardInterrupt):
 class RunTrainer:
     """Over any RecBole trainer: exact ranks, and weights of the best validation kept in `folder/best-<step>`.
 
+    Of several processes the first alone writes.
+
     Args:
         config, model: as RecBole's trainers take them.
         folder: the run folder.
@@ -43,7 +46,8 @@ class RunTrainer:
     def __init__(self, config, model, folder: Path, items: dict):
         self.folder, self.items = folder, items
         # RecBole writes TensorBoard's files into the working directory, with the run's time as their only name.
-        writer = lambda _: SummaryWriter(folder / "tensorboard")  # noqa: E731
+        silent = SimpleNamespace(add_scalar=lambda *_: None)
+        writer = lambda _: SummaryWriter(folder / "tensorboard") if distributed.first() else silent  # noqa: E731
         config["checkpoint_dir"] = str(folder)
         with mock.patch.object(recbole_trainer, "get_tensorboard", writer):
             super().__init__(config, model)
@@ -69,14 +73,17 @@ class RunTrainer:
             temporary.mkdir()
             weights.save_model(self.model, temporary, self.items)
 
-        publish(self.folder / f"best-{epoch}", write)
+        if distributed.first():
+            publish(self.folder / f"best-{epoch}", write)
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """RecBole's evaluation; `model_file` is a folder of weights, by default the best of this run."""
+        distributed.barrier()  # the first process may still be writing them
         source = model_file or (self.best() if load_best_model else None)
         if source:
             weights.load_model(self.model, Path(source), self.items)
         unseen_users.fill(self.model, eval_data.dataset)
+        distributed.align(self.model)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
 
@@ -86,6 +93,9 @@ class StepTrainer(RunTrainer, Trainer):
     With `train_steps` set, it and `eval_step` count optimiser steps; otherwise `epochs` and `eval_step` count epochs, as
     in RecBole. After each validation the state is written; `restore` goes on from it to the same weights that a run never
     stopped would have.
+
+    Several processes train a batch together, each its share of the rows. What only counts needs all rows and is done in
+    each process.
     """
 
     def __init__(self, config, model, folder, items):
@@ -97,6 +107,9 @@ class StepTrainer(RunTrainer, Trainer):
         self.best_step = 0
         self.seconds = 0.0
         self.stopped = False
+        together = config["MODEL_TYPE"] != ModelType.TRADITIONAL
+        self.place, self.places = (distributed.rank(), distributed.world()) if together else (0, 1)
+        self.loss_of = model.calculate_loss
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Trains to the last step, or until `stopping_step` validations brought nothing better.
@@ -116,6 +129,9 @@ class StepTrainer(RunTrainer, Trainer):
             total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
         if self.step == 0 and not self.history:
             self._warm_start(train_data, valid_data, show_progress)
+        if self.places > 1:
+            distributed.align(self.model)
+            self.loss_of = distributed.data_parallel(self.model)
         bar = tqdm(
             total=total, initial=self.step, desc="train", unit="step", disable=not (show_progress and total), ncols=100
         )
@@ -138,7 +154,7 @@ class StepTrainer(RunTrainer, Trainer):
                         self._validate(valid_data, show_progress)
                         self.seconds = spent + time.monotonic() - began
                         self._save_state()
-                    if interrupt.asked:
+                    if distributed.mean(interrupt.asked):
                         self._save_state()
                         raise Interrupted
                     if self.stopped or self.step == total:
@@ -162,27 +178,41 @@ class StepTrainer(RunTrainer, Trainer):
         for group, lr in zip(self.optimizer.param_groups, self.base_lr):
             group["lr"] = lr * factor
         self.optimizer.zero_grad()
-        count = getattr(self.model, "targets_in", len)
-        size, targets = self.config["micro_batch_size"] or len(batch), count(batch)
-        mean = 0.0
-        for start in range(0, len(batch), size):
-            piece = batch[start : start + size].to(self.device)
-            loss = self.model.calculate_loss(piece)
-            loss = sum(loss) if isinstance(loss, tuple) else loss
-            loss = loss * (count(piece) / targets)
-            mean += loss.item()
-            if not math.isfinite(mean):
-                raise HatError(
+        if self.places > 1:
+            distributed.draw_from(self.config["seed"], self.step)
+        pieces, mean = self._pieces(batch), 0.0
+        for number, (piece, share) in enumerate(pieces, 1):
+            with distributed.gradients_meet(self.loss_of, now=number == len(pieces)):
+                loss = self.loss_of(piece.to(self.device))
+                loss = sum(loss) if isinstance(loss, tuple) else loss
+                loss = loss * share
+                mean += loss.item()
+                loss.backward()
+        mean = distributed.mean(mean)
+        if not math.isfinite(mean):
+            raise distributed.once(
+                HatError(
                     f"The loss is {mean} at step {self.step + 1} with learning_rate {self.learning_rate}: lower it, or "
                     f"use dtype: float32. The best weights so far are in {self.folder}."
                 )
-            loss.backward()
+            )
         if self.clip_grad_norm:
             clip_grad_norm_(
                 [p for group in self.optimizer.param_groups for p in group["params"]], **self.clip_grad_norm
             )
         self.optimizer.step()
         return mean
+
+    def _pieces(self, batch) -> list[tuple]:
+        """The rows of `batch` that are this process's, `micro_batch_size` at a time, each piece with its share of the loss:
+        losses times shares, added up here and averaged over processes, are the mean over the targets of `batch`."""
+        count = getattr(self.model, "targets_in", len)
+        batch = self.model.by_length(batch) if hasattr(self.model, "by_length") else batch
+        size, mean_targets = self.config["micro_batch_size"] or len(batch), count(batch) / self.places
+        own = batch[self.place :: self.places]
+        pieces = [own[start : start + size] for start in range(0, len(own), size)]
+        # Every process must take part in a step, also in one of fewer rows than processes.
+        return [(piece, count(piece) / mean_targets) for piece in pieces] or [(batch[:1], 0.0)]
 
     def _lr_factor(self, step: int, total: int) -> float:
         """Share of the full learning rate in `step` (from 0): linear warm-up, then constant, linear or cosine to zero."""
@@ -221,23 +251,30 @@ class StepTrainer(RunTrainer, Trainer):
 
     def _save_state(self) -> None:
         """The order matters for a kill: new best weights, then the state that names them, then the old ones go."""
+        if not distributed.first():
+            return
         checkpoint.save(self.folder, self.model, self.optimizer, {name: getattr(self, name) for name in self._PROGRESS})
-        for folder in self.folder.glob("best-*"):
-            if folder.name != f"best-{self.best_step}":
-                shutil.rmtree(folder)
+        self._drop_old_best()
 
     def restore(self) -> None:
         """Goes back to the last state written, if there is one; best weights that came after it are made again."""
         if (self.folder / checkpoint.FILE).is_file():
             for name, value in checkpoint.restore(self.folder, self.model, self.optimizer).items():
                 setattr(self, name, value)
-        for folder in self.folder.glob("best-*"):
+        distributed.barrier()
+        self._drop_old_best()
+
+    def _drop_old_best(self) -> None:
+        for folder in self.folder.glob("best-*") if distributed.first() else ():
             if folder.name != f"best-{self.best_step}":
                 shutil.rmtree(folder)
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into `asked`, to be honoured between two steps; a second one interrupts at once."""
+    """Turns the first Ctrl-C into `asked`, to be honoured between two steps; a second one interrupts at once.
+
+    Not so where there are several processes: each may hear one Ctrl-C twice, from the terminal and from the launcher.
+    """
 
     def __enter__(self):
         self.asked = False
@@ -248,7 +285,8 @@ class Interrupt:
 
     def _ask(self, *_):
         self.asked = True
-        signal.signal(signal.SIGINT, self._before)
+        if distributed.world() == 1:
+            signal.signal(signal.SIGINT, self._before)
 
     def __exit__(self, *_):
         if self._main:
@@ -260,4 +298,5 @@ def trainer_class(config) -> type[Trainer]:
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     if base in (Trainer, TraditionalTrainer):
         return StepTrainer
+    distributed.alone(f"{config['model']}, which RecBole trains in a way of its own,")
     return type(f"Run{base.__name__}", (RunTrainer, base), {})

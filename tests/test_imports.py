@@ -75,6 +75,8 @@ def test_nothing_below_the_commands_imports_them():
         "recbole_hatllm.recommend",
         "recbole_hatllm.doctor",
         "recbole_hatllm.search",
+        "recbole_hatllm.memory",
+        "recbole_hatllm.memory_report",
     }
     for name, path in MODULES.items():
         if name not in top | {"recbole_hatllm"}:

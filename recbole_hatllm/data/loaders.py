@@ -14,6 +14,8 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from torch.utils.data import DataLoader, Dataset
 
+from recbole_hatllm import distributed
+
 
 class Replayable:
     """Over a training loader of RecBole: any batch of any epoch can be made again, with any number of workers.
@@ -85,7 +87,17 @@ def replayable(loader_class: type) -> type:
 class RowEvalLoader(FullSortEvalDataLoader):
     """Evaluates row by row, each with its one target and no item masked, whatever the family of the model.
 
-    RecBole does so for sequential models only and merges a general model's rows by user.
+    RecBole does so for sequential models only and merges a general model's rows by user. Of several processes each has
+    its share of the rows.
     """
 
     is_sequential = property(lambda self: True, lambda self, value: None)
+    sample_size = property(lambda self: len(self.rows), lambda self, value: None)
+
+    def __init__(self, config, dataset, sampler, shuffle=False):
+        self.rows = np.arange(distributed.rank(), len(dataset), distributed.world())
+        super().__init__(config, dataset, sampler, shuffle)
+
+    def collate_fn(self, index):
+        """The batch of the rows at `index` of this share, as RecBole's trainer takes it."""
+        return super().collate_fn(self.rows[index])

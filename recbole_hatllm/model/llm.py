@@ -104,6 +104,11 @@ class LLMRecommender(SequentialRecommender):
         """How many targets `calculate_loss` takes the mean over."""
         return len(interaction) if self.targets == "last" else int(interaction[TARGET_LENGTH].sum())
 
+    def by_length(self, interaction):
+        """The same rows, shortest prompt first: pieces of a batch then have little padding."""
+        tokens = self.prompts.title_tokens(interaction[self.ITEM_SEQ].to(self.prompts.pool.device))
+        return interaction[tokens.argsort(stable=True).cpu()]
+
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
         vectors, targets = self.pairs(interaction)
@@ -126,8 +131,9 @@ class LLMRecommender(SequentialRecommender):
             done.append("started the head from the titles")
         if init != "probe" and self.head.whitener is None:
             return done
-        rows = rows[self.prompts.title_tokens(rows[self.ITEM_SEQ].to(self.prompts.pool.device)).argsort().cpu()]
-        vectors, targets = probe.readouts(self, rows, self.config["micro_batch_size"] or len(rows), show_progress)
+        vectors, targets = probe.readouts(
+            self, self.by_length(rows[:]), self.config["micro_batch_size"] or len(rows), show_progress
+        )
         done.append(f"read {len(targets):,} targets in {len(rows):,} rows")
         if self.head.whitener is not None:
             self.head.fit_whitening(vectors)
