@@ -17,6 +17,11 @@ check: $(READY)  ## style, and types of the public face
 
 bench: $(READY)  ## the tables of docs/performance.md
 	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/speed.py
+	$(VENV)/bin/python benchmarks/classic.py
+	$(VENV)/bin/python benchmarks/loading.py
+	$(VENV)/bin/python benchmarks/head.py
+	$(VENV)/bin/python benchmarks/memory.py
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
