@@ -272,6 +272,10 @@ def test_a_run_says_how_many_rows_are_of_unseen_users(data, tmp_path):
     seen = set(train.dataset.seen["user_id"].tolist())
     expected = sum(user not in seen for user in test.dataset.inter_feat["user_id"].tolist())
     assert result["unseen_users"] == {"rows": expected, "mean_vector": True}
+    table = load(result["folder"]).model.user_embedding.weight
+    trained = torch.tensor(sorted(seen))
+    unseen = [user for user in range(1, len(table)) if user not in seen]
+    assert torch.allclose(table[unseen], table[trained].mean(0).expand(len(unseen), -1), atol=1e-6)
     assert run("SASRecFast", "own", config_dict=keys)["unseen_users"] == {"rows": expected, "mean_vector": False}
 
 
