@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,13 +36,32 @@ def publish(target: Path, write: Callable[[Path], object]) -> Path:
             shutil.rmtree(target)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{target} could not be written ({reason}): free some disk space or name another folder."
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
     return target
+
+
+def claim(folder: Path) -> Path:
+    """Makes `folder` or, where there is one, the first of `folder`-1, -2, ... that is not: no two processes get the same.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for number in count():
+            free = folder.with_name(f"{folder.name}-{number}") if number else folder
+            with suppress(FileExistsError):
+                free.mkdir()
+                return free
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(target: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"{target} could not be written ({reason}): free some disk space or name another folder.")

@@ -24,7 +24,7 @@ import yaml
 
 from recbole_hatllm import checkpoint
 from recbole_hatllm.errors import ConfigError, DataError
-from recbole_hatllm.files import publish
+from recbole_hatllm.files import claim, publish
 
 PACKAGES = ("recbole_hatllm", "recbole", "torch", "transformers", "peft", "numpy", "pandas")
 
@@ -42,9 +42,8 @@ def create(config) -> Path:
                 f"{folder} holds a run already: go on with it by --resume={folder}, or name another run_dir."
             )
     else:
-        stem = f"{config['model']}-{config['dataset']}-{datetime.now():%Y%m%d-%H%M%S}"
-        taken = (Path(config["runs_dir"]) / (stem + (f"-{n}" if n else "")) for n in range(1000))
-        folder = next(path for path in taken if not path.exists())
+        name = f"{config['model']}-{config['dataset']}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = claim(Path(config["runs_dir"]) / name)
     text = yaml.safe_dump(config.resolved(), sort_keys=True, allow_unicode=True)
     publish(folder / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
     return folder
