@@ -15,13 +15,14 @@ check: $(READY)  ## style, and types of the public face
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(READY)  ## the tables of docs/performance.md
+bench: $(READY)  ## the tables of docs/performance.md, memory.md and scaling.md
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/speed.py
 	$(VENV)/bin/python benchmarks/classic.py
 	$(VENV)/bin/python benchmarks/loading.py
 	$(VENV)/bin/python benchmarks/head.py
 	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python benchmarks/scaling.py
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_hatllm import weights
 from recbole_hatllm.attention import BEGINNING, POOL, additive, attach
@@ -58,8 +60,7 @@ class Backbone(nn.Module):
         masks: dict[str, Tensor],
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        valid: Tensor | None = None,
-        shared: int = 0,
+        pool: TokenPool | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -68,21 +69,19 @@ class Backbone(nn.Module):
             masks: [B, 1, T, T] bool for each of `kinds`, True = may attend.
             input_ids: [B, T] int64; or else
             inputs_embeds: [B, T, d], from `embed` and what replaces some of it.
-            valid: [B, T] bool, False = padding: the decoder then works on a pool of the real tokens (`pool.py`).
-            shared: how many first columns are the same in all rows, with causal masks in every kind.
+            pool: of the real tokens (`pool.py`), which the decoder then works on; the masks of what it shares are causal.
 
         Returns:
             [B, T, d] in the type of the backbone; meaningless in padding.
         """
         dtype = self.base.get_input_embeddings().weight.dtype
         masks = {kind: masks[kind] for kind in set(self.kinds)}
-        pool = None
-        if valid is not None:
-            pool = TokenPool.of(valid, shared)
+        if pool is not None:
             position_ids = pool.pack(position_ids)
             input_ids, inputs_embeds = (None if x is None else pool.pack(x) for x in (input_ids, inputs_embeds))
-            masks = {kind: mask[:, :, shared:] for kind, mask in masks.items()}
-            masks[BEGINNING] = torch.ones(1, 1, shared, shared, dtype=torch.bool, device=valid.device).tril()
+            first = next(iter(masks.values()))[:1, :, : pool.shared, : pool.shared]
+            masks = {kind: mask[:, :, pool.shared :] for kind, mask in masks.items()}
+            masks[BEGINNING] = torch.ones_like(first).tril()
         output = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -102,7 +101,7 @@ class Backbone(nn.Module):
 
         Args:
             kinds: one of `masks.KINDS` a layer.
-            attention: kernel; `auto`, `eager` or `sdpa`.
+            attention: kernel; `auto`, `eager`, `plain` or `sdpa`.
 
         Raises:
             BackboneError: not one known kind a layer, or the family cannot be given masks, or not by this kernel.
@@ -117,7 +116,7 @@ class Backbone(nn.Module):
         self.kinds = tuple(kinds)
 
     def add_lora(self, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
-        """Adds trainable low-rank adapters, in float32 whatever the type of the backbone.
+        """Adds trainable low-rank adapters: kept in float32, and computed in the type of the backbone.
 
         Args:
             r: rank.
@@ -146,6 +145,11 @@ class Backbone(nn.Module):
         with warnings.catch_warnings():  # peft asks transformers by a name that it is about to lose
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             self.model = get_peft_model(self.model, config)
+        for layer in self.model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.cast_input_dtype_enabled = False
+                for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                    part.__class__ = _AsItsInput
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters by name; none before `add_lora`."""
@@ -193,6 +197,17 @@ class Backbone(nn.Module):
 
     def _adapter(self) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+
+
+class _AsItsInput(nn.Linear):
+    """A linear layer that computes in the type of its input.
+
+    PEFT would turn every activation into float32 and back. The weights are kept in float32, as a small step of the optimiser is
+    less than the rounding of bfloat16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
 
 
 def load_backbone(

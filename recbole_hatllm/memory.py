@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
-from unittest import mock
 
 import torch
 from torch import nn
@@ -76,6 +75,7 @@ class Memory:
         # A layer's weights are unpacked for the moment of its product.
         self.unpacked = max((weight.numel() for weight in linear), default=0) * self.dtype.itemsize
         text = model.config.get_text_config()
+        self.heads = text.num_attention_heads
         identity = {"name": str(config["backbone"]), "model_type": text.model_type}
         identity |= {"layers": text.num_hidden_layers, "hidden_size": text.hidden_size}
         self.backbone = Backbone(model, None, identity)
@@ -100,13 +100,13 @@ class Memory:
 
     def _attend(self, attention: str) -> str:
         """Sets the kernel that the run will take, and names it."""
-        if attention == "auto" and self.gpu:
+        if attention == "auto":
+            fastest = "sdpa" if self.gpu else "plain"
             try:
-                self.backbone.set_schedule(self.kinds, "sdpa")
-                return "sdpa"
+                self.backbone.set_schedule(self.kinds, fastest)
+                return fastest
             except BackboneError:  # not exact for this family
-                pass
-        attention = "eager" if attention == "auto" else attention
+                attention = "eager"
         self.backbone.set_schedule(self.kinds, attention)
         return attention
 
@@ -116,21 +116,18 @@ class Memory:
         own = tokens - shared
         ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
         real = torch.ones(rows, tokens, dtype=torch.bool, device="meta")
-        pool = TokenPool(shared, rows, tokens, ids[:, shared:].flatten(), ids)
-        # Which tokens are real depends on their values, which the meta device has not; here all are.
-        pooled = mock.patch.object(TokenPool, "of", lambda valid, shared: pool)
-        options = {"valid": real, "shared": shared} if self.config["token_pool"] else {}
+        pool = TokenPool(shared, rows, tokens, ids[:, shared:].flatten(), ids) if self.config["token_pool"] else None
         self.backbone.train(training)
-        with kernels(self.gpu), pooled, Live() as live, nullcontext() if training else torch.no_grad():
+        with kernels(self.gpu), Live() as live, nullcontext() if training else torch.no_grad():
             masks = {kind: attention_mask(kind, ids, real, real) for kind in set(self.kinds)}
             if self.targets > 1:
                 apart = branch_mask(ids, ids)
                 masks = {kind: mask & apart for kind, mask in masks.items()}
-            hidden = self.backbone(ids, masks, input_ids=ids, **options)
+            hidden = self.backbone(ids, masks, input_ids=ids, pool=pool)
             vectors = hidden[:, : self.targets].clone()
             del masks, hidden
             kept = live.now
-            scores = live.held(lambda s: tuple(s[-2:]) == (own, tokens) and s.numel() > rows * own * tokens)
+            scores = live.held(lambda s: s[-1:] == (tokens,) and s.numel() == self.heads * rows * own * tokens)
             if training:
                 vectors.backward(torch.empty_like(vectors))
         return Use(kept, live.peak, scores)

@@ -35,7 +35,10 @@ class TokenPool:
 
     @classmethod
     def of(cls, valid: Tensor, shared: int) -> TokenPool:
-        """The pool of rows with real tokens at `valid` [B, T] bool, the first `shared` of them the same in all rows."""
+        """The pool of rows with real tokens at `valid` [B, T] bool, the first `shared` of them the same in all rows.
+
+        How many real tokens there are is read from `valid`: a GPU is waited for, so make it on the host.
+        """
         rows, columns = valid.shape
         apart = valid[:, shared:]
         own = apart.flatten().nonzero()[:, 0]

@@ -18,12 +18,11 @@ from recbole_hatllm.head import LinearHead
 @torch.no_grad()
 def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[Tensor, Tensor]:
     """Readout vectors [N, d] in the backbone's type and target items [N] of training rows, on the model's device."""
-    device = next(model.parameters()).device
     model.eval()
     parts = []
     starts = range(0, len(interaction), batch_size)
     for start in tqdm(starts, desc="read", unit="batch", disable=not show_progress, ncols=100):
-        parts.append(model.pairs(interaction[start : start + batch_size].to(device)))
+        parts.append(model.pairs(interaction[start : start + batch_size]))
     vectors, targets = zip(*parts)
     return torch.cat(vectors), torch.cat(targets)
 

@@ -16,7 +16,7 @@ from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
 from recbole.trainer.trainer import TraditionalTrainer
 from recbole.utils import ModelType, early_stopping, get_trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -110,6 +110,7 @@ class StepTrainer(RunTrainer, Trainer):
         together = config["MODEL_TYPE"] != ModelType.TRADITIONAL
         self.place, self.places = (distributed.rank(), distributed.world()) if together else (0, 1)
         self.loss_of = model.calculate_loss
+        self.rows_on_host = getattr(model, "rows_on_host", False)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Trains to the last step, or until `stopping_step` validations brought nothing better.
@@ -136,30 +137,56 @@ class StepTrainer(RunTrainer, Trainer):
             total=total, initial=self.step, desc="train", unit="step", disable=not (show_progress and total), ncols=100
         )
         rows, began, spent = 0, time.monotonic(), self.seconds
+        unread = (
+            None  # the last step's loss: read behind the next step, so that a GPU need not wait for the host to read it
+        )
         with Interrupt() as interrupt, bar:
             while self.step < total and not self.stopped:
                 epoch, offset = divmod(self.step, per_epoch)
                 for batch in train_data.batches(epoch, offset):
                     loss = self._step(batch, self._lr_factor(self.step, total))
+                    self._read(unread, bar)
                     self.step += 1
-                    self.losses = [self.losses[0] + loss, self.losses[1] + 1]
+                    unread = loss
                     rows += len(batch)
                     self.seconds = spent + time.monotonic() - began
-                    bar.set_postfix_str(
-                        f"loss {loss:.3f}, {rows / (time.monotonic() - began):.0f} rows/s", refresh=False
-                    )
+                    bar.set_description_str(f"train, {rows / (time.monotonic() - began):.0f} rows/s", refresh=False)
                     bar.update()
-                    self.tensorboard.add_scalar("train/loss", loss, self.step)
-                    if valid_data is not None and (self.step % every == 0 or self.step == total):
+                    due = valid_data is not None and (self.step % every == 0 or self.step == total)
+                    asked = distributed.mean(interrupt.asked)
+                    if due or asked or self.step == total:
+                        self._read(loss, bar)
+                        unread = None
+                    if due:
                         self._validate(valid_data, show_progress)
                         self.seconds = spent + time.monotonic() - began
                         self._save_state()
-                    if distributed.mean(interrupt.asked):
+                    if asked:
                         self._save_state()
                         raise Interrupted
                     if self.stopped or self.step == total:
                         break
         return self.best_valid_score, self.best_valid_result
+
+    def _read(self, loss, bar: tqdm) -> None:
+        """Takes note of the loss of the step `self.step`, if there is one.
+
+        Raises:
+            HatError: it is not a number.
+        """
+        if loss is None:
+            return
+        loss = distributed.mean(loss.item())
+        if not math.isfinite(loss):
+            raise distributed.once(
+                HatError(
+                    f"The loss is {loss} at step {self.step} with learning_rate {self.learning_rate}: lower it, or use "
+                    f"dtype: float32. The best weights so far are in {self.folder}."
+                )
+            )
+        self.losses = [self.losses[0] + loss, self.losses[1] + 1]
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.tensorboard.add_scalar("train/loss", loss, self.step)
 
     def _warm_start(self, train_data, valid_data, show_progress: bool) -> None:
         """Whatever a model does before its first step counts as step 0, with a validation and a state of its own."""
@@ -172,36 +199,29 @@ class StepTrainer(RunTrainer, Trainer):
                 self._validate(valid_data, show_progress)
             self._save_state()
 
-    def _step(self, batch, factor: float) -> float:
-        """One optimiser step on the rows of `batch`, in pieces of `micro_batch_size`; returns the mean loss."""
+    def _step(self, batch, factor: float) -> Tensor:
+        """One optimiser step on the rows of `batch`, in pieces of `micro_batch_size`; the mean loss of this process's rows,
+        on the device and not waited for."""
         self.model.train()
         for group, lr in zip(self.optimizer.param_groups, self.base_lr):
             group["lr"] = lr * factor
         self.optimizer.zero_grad()
         if self.places > 1:
             distributed.draw_from(self.config["seed"], self.step)
-        pieces, mean = self._pieces(batch), 0.0
+        pieces, losses = self._pieces(batch), []
         for number, (piece, share) in enumerate(pieces, 1):
             with distributed.gradients_meet(self.loss_of, now=number == len(pieces)):
-                loss = self.loss_of(piece.to(self.device))
+                loss = self.loss_of(piece if self.rows_on_host else piece.to(self.device))
                 loss = sum(loss) if isinstance(loss, tuple) else loss
                 loss = loss * share
-                mean += loss.item()
+                losses.append(loss.detach())
                 loss.backward()
-        mean = distributed.mean(mean)
-        if not math.isfinite(mean):
-            raise distributed.once(
-                HatError(
-                    f"The loss is {mean} at step {self.step + 1} with learning_rate {self.learning_rate}: lower it, or "
-                    f"use dtype: float32. The best weights so far are in {self.folder}."
-                )
-            )
         if self.clip_grad_norm:
             clip_grad_norm_(
                 [p for group in self.optimizer.param_groups for p in group["params"]], **self.clip_grad_norm
             )
         self.optimizer.step()
-        return mean
+        return torch.stack(losses).sum()
 
     def _pieces(self, batch) -> list[tuple]:
         """The rows of `batch` that are this process's, `micro_batch_size` at a time, each piece with its share of the loss:

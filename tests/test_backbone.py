@@ -150,7 +150,7 @@ def test_isolation_of_items_in_in_layers(row, layers, isolated):
     assert torch.equal(a[4:6], b[4:6]) if isolated else not torch.allclose(a[4:6], b[4:6])
 
 
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kernel", ["eager", "plain", "sdpa"])
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_batch_mates_and_padding_change_nothing(kernel, left):
     backbone = tiny()

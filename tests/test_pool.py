@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from recbole_hatllm.pool import TokenPool
 from tests.model_contract import build
 from tests.test_families import (
+    EAGER_ALONE,
     EXACT,
     FAMILIES,
     KINDS,
     ROUNDED,
     ROUNDED_GRADIENT,
-    WITHOUT_SDPA,
     backbone_of,
     batch,
     distance,
@@ -53,12 +53,12 @@ def test_packing_and_unpacking(lengths, shared, seed):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("kernel", ["eager", "plain", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pool_changes_nothing(family, kernel, checkpointing):
     """Hidden states and adapter gradients, in float64, with another batch between the forward and the backward pass."""
-    if kernel == "sdpa" and family in WITHOUT_SDPA:
-        pytest.skip("no sdpa")
+    if kernel != "eager" and family in EAGER_ALONE:
+        pytest.skip("not exact")
     backbone = backbone_of(stock(family))
     backbone.set_schedule(KINDS, kernel)
     backbone.add_lora(3, 6, 0.0)
@@ -74,16 +74,16 @@ def test_a_pool_changes_nothing(family, kernel, checkpointing):
         ids, positions, span, is_last, valid = beginning(shared)
         direction = torch.randn(*ids.shape, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         backbone.zero_grad()
-        layout = {"valid": valid, "shared": shared} if pooled else {}
-        hidden = backbone(positions, masks_of(span, is_last, valid), input_ids=ids, **layout)
+        pool = TokenPool.of(valid, shared) if pooled else None
+        hidden = backbone(positions, masks_of(span, is_last, valid), input_ids=ids, pool=pool)
         other = batch(seed=1)
-        backbone(other[1], masks_of(*other[2:]), input_ids=other[0], valid=other[4])
+        backbone(other[1], masks_of(*other[2:]), input_ids=other[0], pool=TokenPool.of(other[4], 0))
         (hidden * direction * valid[:, :, None])[:, shared:].sum().backward()
         return hidden.detach(), [p.grad.clone() for p in backbone.trainable().values()], valid
 
-    # SDPA in families without RMSNorm computes in float64 throughout; eager attention and RMSNorm round through float32,
-    # and rows of another length round otherwise.
-    throughout = kernel == "sdpa" and family in ("gpt_neox", "opt")
+    # In families without RMSNorm, plain attention and SDPA compute in float64 throughout; eager attention and RMSNorm round
+    # through float32, and rows of another length round otherwise.
+    throughout = kernel != "eager" and family in ("gpt_neox", "opt")
     for shared in (0, 3, 9):  # 9 is longer than the sliding windows
         padded, expected, valid = outcome(shared, False)
         pooled, found, _ = outcome(shared, True)
@@ -97,10 +97,10 @@ def test_vectors_in_place_of_ids():
     backbone = backbone_of(stock("llama"))
     backbone.set_schedule(KINDS)
     ids, positions, span, is_last, valid = beginning(4)
-    masks = masks_of(span, is_last, valid)
+    masks, pool = masks_of(span, is_last, valid), TokenPool.of(valid, 4)
     with torch.no_grad():
-        by_id = backbone(positions, masks, input_ids=ids, valid=valid, shared=4)
-        by_vector = backbone(positions, masks, inputs_embeds=backbone.embed(ids), valid=valid, shared=4)
+        by_id = backbone(positions, masks, input_ids=ids, pool=pool)
+        by_vector = backbone(positions, masks, inputs_embeds=backbone.embed(ids), pool=pool)
     assert torch.equal(by_id[valid], by_vector[valid])
 
 
@@ -129,3 +129,13 @@ def test_a_model_does_not_know_its_layout(tiny, item_span, targets):
     assert abs(loss_a - loss_b) < 1e-6 and (scores_a - scores_b).abs().max() < 1e-5
     for a, b in zip(gradients_a, gradients_b):
         assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_a_step_reads_nothing_from_the_device(tiny, targets):
+    """The meta device has no numbers: whatever looks at one there, as a GPU would have to be waited for, raises."""
+    model, train, _ = build("HatLLM", {**tiny, "targets": targets})
+    rows = model.by_length(train.dataset.inter_feat[:9])
+    model.to("meta").device = torch.device("meta")
+    model.calculate_loss(rows).backward()
+    assert all(p.grad.device.type == "meta" for group in model.parameter_groups() for p in group["params"])

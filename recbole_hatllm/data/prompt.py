@@ -1,4 +1,4 @@
-"""Histories -> token ids and spans, on the device.
+"""Histories -> token ids and spans, on the host.
 
 The prompt is the Alpaca wrapper around the paper's Table 1. Its pieces and the titles are tokenised apart, once; a batch
 is then assembled by gather alone: no tokenizer, no Python loop over rows, and the span of every item is exact.
@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 
@@ -78,7 +78,7 @@ class Prompt:
     stem: Tensor | None = None
 
 
-class PromptTable(nn.Module):
+class PromptTable:
     """All pieces of all prompts of a dataset; call it with histories to get a `Prompt`.
 
     Args:
@@ -90,13 +90,6 @@ class PromptTable(nn.Module):
         readout: `prompt_end` (last token of the prompt) or `last_item` (last token of the last item).
     """
 
-    pool: Tensor
-    owned: Tensor
-    item_start: Tensor
-    item_length: Tensor
-    piece_start: Tensor
-    piece_length: Tensor
-
     def __init__(
         self,
         titles: TitleTokens,
@@ -105,7 +98,6 @@ class PromptTable(nn.Module):
         item_span: str = "title",
         readout: str = "prompt_end",
     ):
-        super().__init__()
         wrapping = WRAPPINGS[item_span]
         self.readout = readout
         head, tail = TEMPLATE.format(**words, items="{items}").split(" {items}")
@@ -139,15 +131,11 @@ class PromptTable(nn.Module):
         shift = torch.repeat_interleave(starts + len(opening) - titles.offsets[:-1], titles.offsets.diff())
         items[torch.arange(len(titles.ids)) + shift] = titles.ids
 
-        for name, value in {
-            "pool": torch.cat([torch.tensor(pool, dtype=torch.int64), items]),
-            "owned": torch.cat([torch.tensor(owned, dtype=torch.bool), torch.ones(len(items), dtype=torch.bool)]),
-            "item_start": starts + len(pool),
-            "item_length": lengths,
-            "piece_start": torch.tensor([piece[name][0] for name in ("prefix", "between", "end")]),
-            "piece_length": torch.tensor([piece[name][1] for name in ("prefix", "between", "end")]),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
+        self.pool = torch.cat([torch.tensor(pool, dtype=torch.int64), items])
+        self.owned = torch.cat([torch.tensor(owned, dtype=torch.bool), torch.ones(len(items), dtype=torch.bool)])
+        self.item_start, self.item_length = starts + len(pool), lengths
+        order = ("prefix", "between", "end")
+        self.piece_start, self.piece_length = torch.tensor([piece[name] for name in order]).T
 
     @staticmethod
     def _bos(tokenizer) -> list[int]:
@@ -161,7 +149,7 @@ class PromptTable(nn.Module):
         """[B, L] item ids, padded with 0 -> [B] int64, tokens of all titles: what makes prompts of a batch differ in length."""
         return (self.item_length[item_seq] * (item_seq > 0)).sum(1)
 
-    def forward(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Prompt:
+    def __call__(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Prompt:
         """Prompts of histories.
 
         Args:

@@ -18,7 +18,9 @@ from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
 from recbole_hatllm.item_vectors import title_vectors
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
+from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.positions import taught_places
+from recbole_hatllm.transfer import to_device
 
 
 class LLMRecommender(SequentialRecommender):
@@ -32,6 +34,7 @@ class LLMRecommender(SequentialRecommender):
     """
 
     is_llm = True
+    rows_on_host = True  # training rows are made into prompts there
     input_type = InputType.POINTWISE
     negatives_in_batch = False
 
@@ -73,21 +76,22 @@ class LLMRecommender(SequentialRecommender):
         """Hidden states at the readout tokens.
 
         Args:
-            item_seq: [B, L] int64 internal item ids, oldest first. item_len: [B] int64.
+            item_seq: [B, L] int64 internal item ids, oldest first. item_len: [B] int64. Best on the host.
             branches: read after every item.
 
         Returns:
             [B, d], or with branches [B, L, d], meaningless where there is no item.
         """
-        prompt = self.prompts(item_seq, item_len, branches)
+        prompt = self.prompts(item_seq.cpu(), item_len.cpu(), branches)
+        pool = TokenPool.of(prompt.valid, prompt.shared) if self.config["token_pool"] else None
+        prompt, pool = to_device(prompt, self.device), to_device(pool, self.device)
         masks = {
             kind: attention_mask(kind, prompt.span, prompt.is_last, prompt.valid) for kind in set(self.backbone.kinds)
         }
         if branches:
             apart = branch_mask(prompt.branch, prompt.stem)
             masks = {kind: mask & apart for kind, mask in masks.items()}
-        pooled = {"valid": prompt.valid, "shared": prompt.shared} if self.config["token_pool"] else {}
-        hidden = self.backbone(prompt.position_ids, masks, input_ids=prompt.input_ids, **pooled)
+        hidden = self.backbone(prompt.position_ids, masks, input_ids=prompt.input_ids, pool=pool)
         at = prompt.readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
         return hidden.gather(1, at).view(*prompt.readout.shape, -1)
 
@@ -96,9 +100,11 @@ class LLMRecommender(SequentialRecommender):
         item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target = interaction[self.POS_ITEM_ID]
         if self.targets == "last":
-            return self.read(item_seq, item_len), target
+            return self.read(item_seq, item_len), to_device(target, self.device)
         taught, following = taught_places(item_seq, item_len, target, interaction[TARGET_LENGTH])
-        return self.read(item_seq, item_len, branches=True)[taught], following[taught]
+        places = to_device(taught.flatten().nonzero()[:, 0], self.device)
+        vectors = self.read(item_seq, item_len, branches=True).flatten(0, 1).index_select(0, places)
+        return vectors, to_device(following[taught], self.device)
 
     def targets_in(self, interaction) -> int:
         """How many targets `calculate_loss` takes the mean over."""
@@ -106,8 +112,7 @@ class LLMRecommender(SequentialRecommender):
 
     def by_length(self, interaction):
         """The same rows, shortest prompt first: pieces of a batch then have little padding."""
-        tokens = self.prompts.title_tokens(interaction[self.ITEM_SEQ].to(self.prompts.pool.device))
-        return interaction[tokens.argsort(stable=True).cpu()]
+        return interaction[self.prompts.title_tokens(interaction[self.ITEM_SEQ]).argsort(stable=True)]
 
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
@@ -148,11 +153,11 @@ class LLMRecommender(SequentialRecommender):
 
         Rows go through the backbone `micro_batch_size` at a time, next to rows of their length.
         """
-        item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        item_seq, item_len = interaction[self.ITEM_SEQ].cpu(), interaction[self.ITEM_SEQ_LEN].cpu()
         order = self.prompts.title_tokens(item_seq).argsort()
         parts = order.split(self.config["micro_batch_size"] or len(order))
         vectors = torch.cat([self.read(item_seq[part], item_len[part]) for part in parts])
-        return self.head(vectors[order.argsort()]).float()
+        return self.head(vectors[to_device(order.argsort(), self.device)]).float()
 
     def predict(self, interaction) -> Tensor:
         """[B] float32: the score of each row's own item."""
