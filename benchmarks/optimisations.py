@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from recbole_hatllm import registry
-from recbole_hatllm.backbone import _AsItsInput
+from recbole_hatllm.adapters import AsItsInput, QuickDropout
 from recbole_hatllm.config import Config
 
 NAMES = {
@@ -25,6 +25,7 @@ NAMES = {
     "pool": "token pool",
     "sorted": "pieces of like length",
     "adapters": "adapters in the backbone's type",
+    "dropout": "16 random bits a number in the adapters' dropout",
     "all": "all items of a row",
 }
 
@@ -36,7 +37,9 @@ def arrange(model, on: set[str]) -> None:
     for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
         layer.cast_input_dtype_enabled = "adapters" not in on
         for part in (*layer.lora_A.values(), *layer.lora_B.values()):
-            part.__class__ = _AsItsInput if "adapters" in on else nn.Linear
+            part.__class__ = AsItsInput if "adapters" in on else nn.Linear
+        for part in layer.lora_dropout.values():
+            part.__class__ = QuickDropout if "dropout" in on else nn.Dropout
 
 
 def main() -> None:

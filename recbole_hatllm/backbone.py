@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from recbole_hatllm import weights
+from recbole_hatllm import adapters, weights
 from recbole_hatllm.attention import BEGINNING, POOL, additive, attach
 from recbole_hatllm.errors import BackboneError, DataError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.masks import KINDS
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.pretrained import from_pretrained, locate, quiet, random_tiny
-
-# What the query and value projections are called; the first entry whose names a model has is taken.
-LORA_TARGETS = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",), ("Wqkv",), ("wqkv",))
 
 
 class Backbone(nn.Module):
@@ -115,41 +109,24 @@ class Backbone(nn.Module):
         attach(self.base, kinds, attention)
         self.kinds = tuple(kinds)
 
-    def add_lora(self, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
+    def add_lora(
+        self, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None, from_layer: int = 0
+    ) -> None:
         """Adds trainable low-rank adapters: kept in float32, and computed in the type of the backbone.
+
+        Layers below the lowest adapter keep nothing for the backward pass, as nothing in them or before them is trained.
 
         Args:
             r: rank.
             alpha: adapters are multiplied by alpha / r.
             dropout: of the adapters' input.
             targets: names of linear layers; the family's query and value projections where it is None.
+            from_layer: the first decoder layer, from 0, that gets adapters.
 
         Raises:
-            BackboneError: a target matches no module; all that could be meant are listed.
+            BackboneError: a target matches no module, all that could be meant are listed; or there is no such layer.
         """
-        names = [name for name, module in self.base.named_modules() if _is_linear(module)]
-        known = sorted({name.rpartition(".")[2] for name in names})
-        if not targets:
-            targets = next((group for group in LORA_TARGETS if set(group) <= set(known)), None)
-            if targets is None:
-                raise BackboneError(
-                    f"lora_targets has no default for {self.identity['model_type']}: name some of {', '.join(known)}."
-                )
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                raise BackboneError(
-                    f"lora_targets names {target!r}, which {self.identity['name']} does not have: "
-                    f"use some of {', '.join(known)}."
-                )
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        with warnings.catch_warnings():  # peft asks transformers by a name that it is about to lose
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            self.model = get_peft_model(self.model, config)
-        for layer in self.model.modules():
-            if isinstance(layer, LoraLayer):
-                layer.cast_input_dtype_enabled = False
-                for part in (*layer.lora_A.values(), *layer.lora_B.values()):
-                    part.__class__ = _AsItsInput
+        self.model = adapters.with_lora(self.model, self.identity, r, alpha, dropout, targets, from_layer)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters by name; none before `add_lora`."""
@@ -197,17 +174,6 @@ class Backbone(nn.Module):
 
     def _adapter(self) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
-
-
-class _AsItsInput(nn.Linear):
-    """A linear layer that computes in the type of its input.
-
-    PEFT would turn every activation into float32 and back. The weights are kept in float32, as a small step of the optimiser is
-    less than the rounding of bfloat16.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype))
 
 
 def load_backbone(
@@ -263,7 +229,3 @@ def load_backbone(
         "hidden_size": config.hidden_size,
     }
     return Backbone(model.eval(), tokenizer, identity)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")

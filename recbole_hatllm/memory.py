@@ -20,7 +20,7 @@ from recbole_hatllm.evaluation import target_ranks
 from recbole_hatllm.head import LinearHead
 from recbole_hatllm.live import Live, kernels
 from recbole_hatllm.masks import attention_mask, branch_mask
-from recbole_hatllm.model.llm import torch_dtype
+from recbole_hatllm.model.llm import lora_options, torch_dtype
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.prompt_size import PromptSize
 from recbole_hatllm.shapes import skeleton
@@ -82,9 +82,7 @@ class Memory:
         self.kinds = model_class.layer_kinds(config, self.backbone.n_layers)
         self.attention = self._attend(config["attention"])
         with torch.device("meta"):
-            self.backbone.add_lora(
-                config["lora_r"], config["lora_alpha"], config["lora_dropout"], config["lora_targets"]
-            )
+            self.backbone.add_lora(*lora_options(config))
             whiten = config["readout_norm"] == "whiten"
             self.head = LinearHead(items + 1, text.hidden_size, config["head_dropout"], whiten)
         for parameter in (*self.backbone.trainable().values(), *self.head.parameters()):

@@ -6,10 +6,12 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModel, LlamaConfig
 
 from recbole_hatllm import pretrained as module
+from recbole_hatllm.adapters import QuickDropout
 from recbole_hatllm.backbone import Backbone, load_backbone
 from recbole_hatllm.errors import BackboneError, DataError
 from recbole_hatllm.files import cache_folder
@@ -32,9 +34,9 @@ def prompt(row, pad=0, left=False):
     return [nn.functional.pad(part, size, value=fill) for part, fill in zip(parts, (-1, False, False, 0))]
 
 
-def run(backbone, ids, span, is_last, valid, positions):
+def run(backbone, ids, span, is_last, valid, positions, grad=False):
     masks = {kind: attention_mask(kind, span, is_last, valid) for kind in set(backbone.kinds)}
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         return backbone(positions, masks, input_ids=ids)
 
 
@@ -203,6 +205,67 @@ def test_adapters_of_narrow_weights_are_float32_and_states_stay_narrow():
     hidden = run(backbone, draw(1, 5), *prompt([-1, 0, 0, 1, -1]))
     assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
     assert {p.dtype for p in backbone.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_adapters_compute_in_the_type_of_the_backbone():
+    """Against PEFT's own, which turn each activation into float32: the same gradients but for bfloat16's rounding."""
+    parts, ids = prompt([-1, 0, 0, 1, -1]), draw(1, 5)
+    direction = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gradients, seen = [], []
+    for own in (True, False):
+        backbone = tiny(dtype=torch.bfloat16)
+        torch.manual_seed(3)
+        backbone.add_lora(4, 8, 0.0)
+        adapters = [module for module in backbone.modules() if isinstance(module, LoraLayer)]
+        for layer in adapters:
+            layer.lora_A["default"].register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+            if not own:
+                layer.cast_input_dtype_enabled = True
+                for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                    part.__class__ = nn.Linear
+            nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        (run(backbone, ids, *parts, grad=True)[0] * direction).sum().backward()
+        gradients.append({name: p.grad for name, p in backbone.trainable().items()})
+    assert seen == [torch.bfloat16] * 8 + [torch.float32] * 8
+    for name, gradient in gradients[0].items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - gradients[1][name]).norm() < 0.05 * gradients[1][name].norm()
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_of_adapters(p):
+    """As many zeros as a binomial draw has, the others scaled, both alike in the gradient; again from the same seed."""
+    dropout = QuickDropout(p)
+    numbers = torch.full((331, 577), 3.0, requires_grad=True)
+    torch.manual_seed(1)
+    found = dropout(numbers)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(numbers), found) and not torch.equal(dropout(numbers), found)
+    kept, spread = found != 0, (p * (1 - p) / found.numel()) ** 0.5
+    assert abs(float(kept.float().mean()) - (1 - p)) < 5 * spread
+    assert max((kept.float().mean(side) - (1 - p)).abs().max() / (p * (1 - p)) ** 0.5 for side in (0, 1)) < 5 / 331**0.5
+    assert torch.allclose(found[kept], torch.tensor(3 / (1 - p)), rtol=1e-4)
+    found.sum().backward()
+    assert torch.allclose(numbers.grad, kept / (1 - p), rtol=1e-4)
+    assert torch.equal(dropout.eval()(numbers), numbers)
+    assert not QuickDropout(1.0)(numbers).any()
+
+
+def test_nothing_is_kept_below_the_lowest_adapter():
+    backbone, parts, ids = tiny(), prompt([-1, 0, 0, 1, -1]), draw(1, 5)
+    backbone.add_lora(4, 8, 0.0, from_layer=2)
+    names = list(backbone.trainable())
+    assert len(names) == 2 * 2 * 2 and all(".2." in name or ".3." in name for name in names)
+    kept = {}
+    for number, layer in enumerate(backbone.base.layers):
+        layer.register_forward_hook(
+            lambda _, inputs, output, n=number: kept.update({n: (output[0] if isinstance(output, tuple) else output)})
+        )
+    run(backbone, ids, *parts, grad=True).sum().backward()
+    assert [kept[n].requires_grad for n in range(4)] == [False, False, True, True]
+    assert all(p.grad is not None for p in backbone.trainable().values())
+    with pytest.raises(BackboneError, match=r"lora_from_layer is 4, and the layers of random-tiny are 0 to 3"):
+        tiny().add_lora(4, 8, 0.0, from_layer=4)
 
 
 def test_targets():

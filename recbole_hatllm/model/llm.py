@@ -59,7 +59,7 @@ class LLMRecommender(SequentialRecommender):
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
         whiten = config["readout_norm"] == "whiten"
         self.head = LinearHead(self.n_items, self.backbone.hidden_size, config["head_dropout"], whiten)
-        self.backbone.add_lora(config["lora_r"], config["lora_alpha"], config["lora_dropout"], config["lora_targets"])
+        self.backbone.add_lora(*lora_options(config))
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
         self.optimisation = {
@@ -198,6 +198,11 @@ class LLMRecommender(SequentialRecommender):
             f"{type(self).__name__} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
             + f"trainable: {counts['backbone']:,} in adapters, {counts['head']:,} in the head of {self.n_items - 1:,} items"
         )
+
+
+def lora_options(config) -> tuple:
+    """The arguments of `Backbone.add_lora`, out of the keys named after them."""
+    return tuple(config[f"lora_{name}"] for name in ("r", "alpha", "dropout", "targets", "from_layer"))
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
