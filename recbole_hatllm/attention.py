@@ -51,10 +51,13 @@ def hat_attention(
         # Score caps and sinks are for the family's own attention alone: sdpa drops them, some versions silently.
         own = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
         hat_masks["calls"].append((module.layer_idx, own))
-    if module.hat_backend == "eager":
+    kernel = module.hat_backend
+    if kernel == "auto":  # on CPUs in bfloat16 two products are faster than the fused kernel
+        kernel = "sdpa" if query.is_cuda else "plain"
+    if kernel == "eager":
         attend = sys.modules[type(module).__module__].eager_attention_forward
     else:
-        attend = {"plain": plain_attention, "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"]}[module.hat_backend]
+        attend = {"plain": plain_attention, "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"]}[kernel]
     masks = [_mask(hat_masks, kind, kwargs.get("sliding_window")) for kind in (module.hat_kind, BEGINNING)]
     if (pool := hat_masks.get(POOL)) is None:
         return attend(module, query, key, value, masks[0].to(query.dtype), **kwargs)
@@ -164,9 +167,8 @@ def attach(model: nn.Module, kinds: Sequence[str], attention: str = "auto") -> N
     exact = getattr(model, "_supports_sdpa", True) and not any(own for _, own in calls)
     if attention in ("plain", "sdpa") and not exact:
         raise BackboneError(f"{attention} attention is not exact for {family}: set attention to eager or auto.")
-    if attention == "auto":
-        # On CPUs in bfloat16 two products are faster than the fused kernel.
-        attention = "eager" if not exact else "sdpa" if model.device.type == "cuda" else "plain"
+    if attention == "auto" and not exact:
+        attention = "eager"
     for (module,) in modules.values():
         module.hat_backend = attention
 

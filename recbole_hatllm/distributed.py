@@ -23,7 +23,11 @@ from recbole_hatllm.errors import ConfigError, HatError
 
 T = TypeVar("T")
 _LAUNCHED = int(os.environ.get("WORLD_SIZE", 1)) > 1  # by accelerate launch, torchrun or a scheduler
-_OTHERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # what accelerate's config may ask for besides
+# What else accelerate's config may ask for, and the remedy.
+_OTHERS = {
+    "DEEPSPEED": "set distributed_type: FSDP, which shards a frozen decoder as ZeRO-3 does",
+    "MEGATRON_LM": "leave it out",
+}
 _PATIENCE = timedelta(hours=12)  # the first process may be downloading a backbone meanwhile
 _UNTIL_SAID = 20  # seconds
 
@@ -32,7 +36,7 @@ def start(device: torch.device) -> None:
     """Meets the other processes, if a launcher started any: over gloo where `device` is the CPU, else one GPU a process.
 
     Raises:
-        ConfigError: accelerate's config asks for another kind of parallelism than data-parallel.
+        ConfigError: accelerate's config asks for another kind of parallelism than data-parallel and FSDP.
     """
     if not _LAUNCHED:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
@@ -40,14 +44,17 @@ def start(device: torch.device) -> None:
                 "accelerate launch has started one process only, as it does on a CPU: add --multi_gpu, for a CPU too."
             )
         return
-    for kind in _OTHERS:
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            raise once(
-                ConfigError(f"accelerate's config asks for {kind}, and runs are data-parallel only: leave it out.")
-            )
+    for kind, remedy in _OTHERS.items():
+        if _asked(kind):
+            raise once(ConfigError(f"accelerate's config asks for {kind}, which is not supported: {remedy}."))
     from accelerate import PartialState
 
     PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+
+
+def sharded() -> bool:
+    """Whether accelerate's config asks for FSDP: a backbone is then in shares, of which each process has one."""
+    return _LAUNCHED and _asked("FSDP")
 
 
 def world() -> int:
@@ -117,24 +124,31 @@ def mean(value: float) -> float:
     return total.item() / world()
 
 
-def gather_rows(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All rows, in their order, where every process has those at `rank() :: world()`.
+def share_of(rows: int) -> np.ndarray:
+    """This process's rows of so many: every n-th, and as many in each process, so the last may begin again at row 0."""
+    return np.arange(rank(), -(-rows // world()) * world(), world()) % max(rows, 1)
+
+
+def gather_rows(columns: dict[str, Tensor], rows: int | None) -> dict[str, Tensor]:
+    """All `rows` in their order, each once, where every process has those of `share_of(rows)`.
 
     Args:
-        columns: [rows of this process, ...] each, on the CPU; a process without rows may leave columns out.
+        columns: [rows of this process, ...] each, on the CPU.
     """
     if world() == 1:
         return columns
     parts: list = [None] * world()
     distributed.all_gather_object(parts, columns)
-    whole = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        present = [part[name] for part in parts if name in part]
-        whole[name] = present[0].new_empty((sum(map(len, present)), *present[0].shape[1:]))
-        for place, part in enumerate(parts):
-            if name in part:
-                whole[name][place :: world()] = part[name]
-    return whole
+    return {name: torch.stack([part[name] for part in parts], 1).flatten(0, 1)[:rows] for name in columns}
+
+
+def evened(pieces: list[T], filler: T) -> list[T]:
+    """`pieces` and behind them `filler`: at least one, as every process takes part in a step, and where the backbone is sharded
+    the same number in all processes, as it takes all of them to put a layer together."""
+    need = torch.tensor(max(len(pieces), 1), device=_device() if sharded() else None)
+    if sharded():
+        distributed.all_reduce(need, distributed.ReduceOp.MAX)
+    return pieces + [filler] * (int(need) - len(pieces))
 
 
 @torch.no_grad()
@@ -182,6 +196,10 @@ def gradients_meet(loss: Callable, now: bool) -> AbstractContextManager:
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _asked(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
 
 
 def _device() -> torch.device:

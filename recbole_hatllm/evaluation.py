@@ -44,6 +44,7 @@ class RankCollector(Collector):
     def __init__(self, config):
         super().__init__(config)
         self.ranks = torch.empty(0, dtype=torch.int64)
+        self.rows: int | None = None  # of the evaluation, in all processes; None: as many as are collected
         self._batches: list[Tensor] = []
         self._needs_topk = self.register.need("rec.topk")
         setattr(self.register, "rec.topk", False)  # collected here instead
@@ -65,7 +66,7 @@ class RankCollector(Collector):
     def get_data_struct(self):
         """What RecBole's evaluator reads; closes the evaluation."""
         own = {name: self.data_struct[name].cpu() for name in _BY_ROW if name in self.data_struct}
-        rows = distributed.gather_rows({**own, "ranks": torch.cat([self.ranks[:0], *self._batches])})
+        rows = distributed.gather_rows({**own, "ranks": torch.cat([self.ranks[:0], *self._batches])}, self.rows)
         self.ranks, self._batches = rows.pop("ranks"), []
         for name, column in rows.items():
             self.data_struct.set(name, column)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_hatllm import distributed, registry, run_folder, unseen_users, weights
+from recbole_hatllm import distributed, registry, run_folder, sharding, unseen_users, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.intervals import bootstrap
@@ -60,6 +60,7 @@ def _config(model, dataset, files, keys) -> Config:
     except ConfigError as error:
         raise distributed.once(error) from None
     distributed.start(config["device"])
+    sharding.check(config)
     return config
 
 
@@ -76,6 +77,7 @@ def _execute(config, folder: Path) -> dict:
         init_seed(config["seed"], config["reproducibility"])
         dataset, train, valid, test = distributed.in_turn(lambda: _data(config))
         model = distributed.in_turn(lambda: registry.model_class(config["model"])(config, train.dataset))
+        sharding.shard(model, config["device"])
         model = model.to(config["device"])
         logger.info("%s", model)
         if distributed.first():

@@ -84,6 +84,7 @@ class RunTrainer:
             weights.load_model(self.model, Path(source), self.items)
         unseen_users.fill(self.model, eval_data.dataset)
         distributed.align(self.model)
+        self.eval_collector.rows = len(eval_data.dataset)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
 
@@ -208,7 +209,7 @@ class StepTrainer(RunTrainer, Trainer):
         self.optimizer.zero_grad()
         if self.places > 1:
             distributed.draw_from(self.config["seed"], self.step)
-        pieces, losses = self._pieces(batch), []
+        pieces, losses = distributed.evened(self._pieces(batch), (batch[:1], 0.0)), []
         for number, (piece, share) in enumerate(pieces, 1):
             with distributed.gradients_meet(self.loss_of, now=number == len(pieces)):
                 loss = self.loss_of(piece if self.rows_on_host else piece.to(self.device))
@@ -231,8 +232,7 @@ class StepTrainer(RunTrainer, Trainer):
         size, mean_targets = self.config["micro_batch_size"] or len(batch), count(batch) / self.places
         own = batch[self.place :: self.places]
         pieces = [own[start : start + size] for start in range(0, len(own), size)]
-        # Every process must take part in a step, also in one of fewer rows than processes.
-        return [(piece, count(piece) / mean_targets) for piece in pieces] or [(batch[:1], 0.0)]
+        return [(piece, count(piece) / mean_targets) for piece in pieces]
 
     def _lr_factor(self, step: int, total: int) -> float:
         """Share of the full learning rate in `step` (from 0): linear warm-up, then constant, linear or cosine to zero."""

@@ -66,12 +66,14 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def launch(*arguments, **options) -> subprocess.Popen:
+DATA_PARALLEL = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def launch(*arguments, flags=DATA_PARALLEL, **options) -> subprocess.Popen:
     """`accelerate launch` with two processes on the CPU; the default port may be another's."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.launch", *flags, f"--main_process_port={port}", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -90,6 +92,21 @@ def finished(process: subprocess.Popen) -> tuple[int, str, str]:
         process.terminate()  # the launcher then ends its processes
         raise
     return process.returncode, out, err
+
+
+def stopped_by_ctrl_c(folder: Path, script: Path, keys: dict, **options) -> None:
+    """Starts a run of HatLLM in `folder` and presses Ctrl-C in its step 8."""
+    script.write_text(SLOW)
+    arguments = [f"--{key}={value}" for key, value in {**keys, "run_dir": folder}.items()]
+    process = launch(str(script), "--model=HatLLM", "--dataset=tiny", *arguments, **options)
+    for line in process.stdout:
+        if "at step 8" in line:
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            break
+    _, out, err = finished(process)
+    assert out.count(f"--resume={folder}") == 1, err
+    assert (folder / "state.safetensors").is_file() and not (folder / "result.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -161,18 +178,8 @@ def test_these_runs_have_batches_of_fewer_rows_than_processes(name, keys):
 
 def test_ctrl_c_and_resume_end_as_if_never_stopped(keys, output, root, tmp_path):
     _, own = keys("dropout", 2)
-    folder, script = tmp_path / "run", tmp_path / "slow.py"
-    script.write_text(SLOW)
-    flags = [f"--{key}={value}" for key, value in {**own, "run_dir": folder}.items()]
-    process = launch(str(script), "--model=HatLLM", "--dataset=tiny", *flags)
-    for line in process.stdout:
-        if "at step 8" in line:
-            time.sleep(1)
-            process.send_signal(signal.SIGINT)
-            break
-    _, out, err = finished(process)
-    assert out.count(f"--resume={folder}") == 1, err
-    assert (folder / "state.safetensors").is_file() and not (folder / "result.json").exists()
+    folder = tmp_path / "run"
+    stopped_by_ctrl_c(folder, tmp_path / "slow.py", own)
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
 
     code, out, err = finished(launch("run_hatllm.py", f"--resume={folder}", cwd=Path(__file__).parents[1]))

@@ -95,7 +95,7 @@ class RowEvalLoader(FullSortEvalDataLoader):
     sample_size = property(lambda self: len(self.rows), lambda self, value: None)
 
     def __init__(self, config, dataset, sampler, shuffle=False):
-        self.rows = np.arange(distributed.rank(), len(dataset), distributed.world())
+        self.rows = distributed.share_of(len(dataset))
         super().__init__(config, dataset, sampler, shuffle)
 
     def collate_fn(self, index):

@@ -9,7 +9,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_hatllm import probe, weights
+from recbole_hatllm import distributed, probe, weights
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import PromptTable
 from recbole_hatllm.data.rows import TARGET_LENGTH
@@ -48,7 +48,7 @@ class LLMRecommender(SequentialRecommender):
             layers=config["backbone_layers"],
             dtype=torch_dtype(config["dtype"], config["device"]),
             load_in_4bit=config["load_in_4bit"],
-            device=config["device"],
+            device="cpu" if distributed.sharded() else config["device"],  # whole, it may not fit on one GPU
             seed=config["seed"],
             check=lambda n_layers: self.layer_kinds(config, n_layers),  # before gigabytes are read
         )
