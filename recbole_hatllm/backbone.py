@@ -48,6 +48,11 @@ class Backbone(nn.Module):
         """The HF model itself, with adapters or without."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, from the first to the last."""
+        return next(m for m in self.base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.n_layers)
+
     def forward(
         self,
         position_ids: Tensor,
@@ -139,6 +144,16 @@ class Backbone(nn.Module):
             self.base.activation_checkpointing_enable(options)
         else:
             self.base.gradient_checkpointing_enable(options)
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compiles the decoder layer by layer (torch.compile): one graph for each mask kind, whatever the depth, and for batches
+        of any size.
+
+        Args:
+            backend: of torch.compile; inductor needs a C++ compiler, and on a GPU triton.
+        """
+        for layer in self.layers:
+            layer.compile(dynamic=True, backend=backend)
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the two files of an adapter in PEFT's own format; nothing of the backbone is in them."""

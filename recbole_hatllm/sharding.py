@@ -65,7 +65,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     backbone = model.backbone
-    layers = next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == backbone.n_layers)
+    layers = backbone.layers
     frozen = {parameter for parameter in layers.parameters() if not parameter.requires_grad}
     options = {
         "mesh": init_device_mesh(device.type, (distributed.world(),)),

@@ -268,6 +268,35 @@ def test_nothing_is_kept_below_the_lowest_adapter():
         tiny().add_lora(4, 8, 0.0, from_layer=4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_are_one_graph_a_kind_for_all_sizes(checkpointing):
+    """The graphs that torch.compile captures, run as they are: states and gradients as without, and none captured anew."""
+    plain, compiled = tiny(), tiny()
+    for backbone in (plain, compiled):
+        backbone.set_schedule(("in", "or", "or", "cr"), "plain")
+        torch.manual_seed(0)
+        backbone.add_lora(4, 8, 0.0)
+        for name, parameter in backbone.trainable().items():
+            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        if checkpointing:
+            backbone.enable_gradient_checkpointing()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled.compile_layers(backend="eager")
+    for row in ([-1, 0, 0, 1, -1], [-1, -1, 0, 0, 1, 1, 1, -1], [-1, 0, 1, 1, 1, 2, -1, -1, -1]):
+        ids, gradients = draw(3, len(row)), []
+        for backbone in (plain, compiled):
+            backbone.train()
+            backbone.zero_grad()
+            hidden = run(backbone, ids, *(part.expand(3, -1) for part in prompt(row)), grad=True)
+            hidden.square().sum().backward()
+            gradients.append([hidden.detach(), *(p.grad for p in backbone.trainable().values())])
+        for a, b in zip(*gradients):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_targets():
     backbone = tiny()
     with pytest.raises(BackboneError, match=r"query.*down_proj.*q_proj"):

@@ -62,6 +62,8 @@ class LLMRecommender(SequentialRecommender):
         self.backbone.add_lora(*lora_options(config))
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
+        if config["compile"]:
+            self.backbone.compile_layers()
         self.optimisation = {
             "backbone": {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]},
             "head": {"lr": config["head_lr"] or config["learning_rate"], "weight_decay": config["head_weight_decay"]},
