@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 READY = $(VENV)/.ready
 
-run: $(READY)  ## train HatLLM on MovieLens-100K beside Pop and its untrained self
+run: $(READY)  ## train HatLLM on MovieLens-100K beside models that only count and its untrained self
 	$(VENV)/bin/python run_hatllm.py demo
 
 test: $(READY)  ## the whole test suite

@@ -35,6 +35,7 @@ setup(
         "numpy>=1.26",
         # RecBole drops rows silently and reads token sequences wrongly on pandas 3.
         "pandas>=1.5,<3",
+        "scikit-learn",
         "pyyaml>=6",
         "tqdm",
         "tensorboard",

@@ -29,7 +29,7 @@ usage:
   run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
   run_hatllm.py memory --model=NAME --dataset=NAME              the memory that this run would need, before anything is downloaded
       [--items=N] [--tokens=N] [--key=value ...]                 items and tokens a prompt, where the dataset is not here
-  run_hatllm.py demo [--key=value ...]                          HatLLM beside Pop and its untrained self on MovieLens-100K
+  run_hatllm.py demo [--key=value ...]                          HatLLM beside what counting reaches, on MovieLens-100K
   run_hatllm.py doctor                                          versions, machine, known defects and their mending
 
   --config_files=a.yaml,b.yaml   YAML files with keys, before the keys of the command line

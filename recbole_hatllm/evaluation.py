@@ -7,8 +7,11 @@ metrics read it. The same ranks are what a run folder keeps.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_hatllm import distributed
@@ -25,20 +28,24 @@ _BY_ROW = (
 def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
     """The place of each row's target among all items, from 1.
 
+    A target at -inf is not to be recommended, as an item of a masked history: it has the last place.
+
     Args:
         scores: [B, n_items] float, padding at -inf. target: [B] int64 internal item ids.
     """
     own = scores.gather(1, target[:, None])
     better = scores > own
     earlier = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
-    return 1 + (better | ((scores == own) & earlier)).sum(1)
+    rank = 1 + (better | ((scores == own) & earlier)).sum(1)
+    return torch.where(own[:, 0] == -torch.inf, scores.shape[1] - 1, rank)
 
 
 class RankCollector(Collector):
     """RecBole's collector for rows with one target each.
 
-    After an evaluation `ranks` [rows] int64 holds the target's rank in each row, in the dataset's order. Processes share
-    what they have collected before anything is measured, so that all come to the same numbers.
+    After an evaluation `ranks` [rows] int64 holds the target's rank in each row, in the dataset's order, and `part` gives
+    what RecBole's evaluator reads of some of the rows. Processes share what they have collected before anything is measured,
+    so that all come to the same numbers.
     """
 
     def __init__(self, config):
@@ -74,4 +81,14 @@ class RankCollector(Collector):
             # What RecBole's metrics read: a 1 at the target's place among the first max(topk), and the number of targets.
             hits = torch.arange(1, max(self.topk) + 1) == self.ranks[:, None]
             self.data_struct.set("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], 1).int())
-        return super().get_data_struct()
+        self._whole = super().get_data_struct()
+        return self._whole
+
+    def part(self, chosen: Tensor) -> DataStruct:
+        """The rows of the last evaluation at which `chosen` [rows] bool is true, for RecBole's evaluator."""
+        struct = copy.copy(self._whole)
+        struct._data_dict = {
+            name: value[chosen] if name in ("rec.topk", *_BY_ROW) else value
+            for name, value in self._whole._data_dict.items()
+        }
+        return struct

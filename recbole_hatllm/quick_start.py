@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from recbole.utils import init_seed
 
-from recbole_hatllm import distributed, registry, run_folder, sharding, unseen_users, weights
+from recbole_hatllm import distributed, registry, run_folder, sharding, target_parts, unseen_users, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.intervals import bootstrap
@@ -104,10 +104,11 @@ def _execute(config, folder: Path) -> dict:
             "dataset": config["dataset"],
             "test": {name: float(value) for name, value in test_result.items()},
             "test_interval": bootstrap(ranks["rank"], test_result),
+            "test_parts": target_parts.measure(trainer, test.dataset, test_result),
             "valid": dict(valid_result) if valid_result else None,
             "protocol": config["protocol"],
             "candidates": dataset.item_num - 1,
-            "history_masked": False,
+            "history_masked": config["mask_history"],
             "unseen_users": unseen_users.describe(model, test.dataset),
             "rows": {name: len(part.dataset) for name, part in (("train", train), ("valid", valid), ("test", test))},
             "steps": getattr(trainer, "step", None),
@@ -129,7 +130,8 @@ def _execute(config, folder: Path) -> dict:
         if distributed.first():
             run_folder.finish(folder, trainer.best(), ranks, result)
         distributed.barrier()
-        logger.info("test: %s", run_folder.metric_row(result["test"]))
+        state = ", history masked" if result["history_masked"] else ""
+        logger.info("test%s: %s", state, run_folder.metric_row(result["test"]))
         if result["unseen_users"]["mean_vector"] and result["unseen_users"]["rows"]:
             logger.info(
                 "%d of %d test rows are of users that training never saw, scored by the mean user vector",
@@ -137,6 +139,7 @@ def _execute(config, folder: Path) -> dict:
                 result["rows"]["test"],
             )
         logger.info("95 %% interval: %s", run_folder.interval_row(result["test_interval"]))
+        logger.info("%s", run_folder.parts_table(result))
         logger.info("run folder: %s", folder)
     return {**result, "folder": str(folder)}
 

@@ -79,7 +79,8 @@ class TrainedRun:
     def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
         """The `k` items with the highest scores after `history`, which names items oldest first by id or title.
 
-        As in the evaluation, only the last `MAX_ITEM_LIST_LENGTH` items count and items of the history may come again.
+        As in the evaluation, only the last `MAX_ITEM_LIST_LENGTH` items count, and may come again unless the run has
+        `mask_history`.
 
         Raises:
             DataError: an unknown item or an empty history. ConfigError: `k` out of range, or a model that knows users only.
@@ -88,11 +89,13 @@ class TrainedRun:
             raise ConfigError(
                 f"{self.config['model']} scores items for the users it was trained on and cannot read a history."
             )
-        if not 1 <= k < self.items.item_num:
-            raise ConfigError(f"k is {k}, and must be from 1 to the {self.items.item_num - 1} items there are.")
         found = [self.find(item) for item in history][-self.config["MAX_ITEM_LIST_LENGTH"] :]
         if not found:
             raise DataError("The history is empty: name at least one item by its title or id.")
+        masked = [0, *found] if self.config["mask_history"] else [0]
+        if not 1 <= k <= (rest := self.items.item_num - len(set(masked))):
+            outside = " outside the history" if self.config["mask_history"] else ""
+            raise ConfigError(f"k is {k}, and must be from 1 to the {rest} items there are{outside}.")
         sequence = torch.zeros(1, self.config["MAX_ITEM_LIST_LENGTH"], dtype=torch.int64)
         sequence[0, : len(found)] = torch.tensor(found)
         row = {
@@ -103,7 +106,7 @@ class TrainedRun:
         self.model.eval()
         with torch.no_grad():
             scores = self.model.full_sort_predict(Interaction(row).to(self.config["device"])).view(-1)
-        scores[0] = -torch.inf
+        scores[masked] = -torch.inf
         best = scores.topk(k)
         return [
             Recommendation(place, self.items.item_tokens[index], self.items.titles[index], score)

@@ -142,6 +142,28 @@ def interval_row(intervals: dict[str, list[float]]) -> str:
     return ", ".join(f"{metric_name(name)} {low:.4f}-{high:.4f}" for name, (low, high) in intervals.items()) or "none"
 
 
+def history_word(masked: bool) -> str:
+    """How tables say it."""
+    return "history masked" if masked else "history kept"
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A table for the terminal: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    pad = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    return "\n".join("  ".join(fit(cell, width) for fit, cell, width in zip(pad, row, widths)) for row in rows)
+
+
+def parts_table(result: dict) -> str:
+    """Rows and metrics over warm, cold and same-day targets, for the terminal; a part without rows or times has none."""
+    names = list(result["test"])
+    rows = [[f"targets, {history_word(result['history_masked'])}", "rows", *map(metric_name, names)]]
+    for part, found in result["test_parts"].items():
+        metrics = [f"{found[name]:.4f}" if found and found["rows"] else "-" for name in names]
+        rows.append([part.replace("_", " "), str(found["rows"]) if found else "-", *metrics])
+    return aligned(rows)
+
+
 def metric_name(name: str) -> str:
     """RecBole's metric name as the field writes it: hit@10 -> HR@10."""
     return name.upper().replace("HIT@", "HR@")
@@ -158,10 +180,14 @@ def model_card(name: str, result: dict) -> str:
         f"- 95 % bootstrap interval: {interval_row(result['test_interval'])}",
         f"- Validation: {metric_row(result['valid'] or {})}",
         f"- Protocol: {result['protocol']}, {result['rows']['test']} test rows, all {result['candidates']} items ranked, "
-        f"history {'masked' if result['history_masked'] else 'not masked'}",
+        f"{history_word(result['history_masked'])}",
         f"- Training: {result['steps']} steps on {result['rows']['train']} rows, {result['seconds']['train']:.0f} s, "
         f"{result['trainable_parameters']:,} trainable parameters",
     ]
+    for part, found in result["test_parts"].items():
+        if found and found["rows"]:
+            metrics = {name: found[name] for name in result["test"]}
+            lines.append(f"- Test, {found['rows']} {part.replace('_', '-')} targets: {metric_row(metrics)}")
     if unseen := result["unseen_users"]["rows"]:
         how = ", scored by the mean user vector" if result["unseen_users"]["mean_vector"] else ""
         lines.append(f"- Users that training never saw: {unseen} of the test rows{how}")

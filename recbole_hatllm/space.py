@@ -18,7 +18,8 @@ from recbole_hatllm.errors import ConfigError
 KINDS = ("choice", "uniform", "loguniform", "int")
 # Trials are compared by one measure on the same rows, each in a folder of its own.
 _SAME_FOR_ALL = {
-    "model", "dataset", "data_path", "protocol", "eval_args", "metrics", "topk", "valid_metric", "run_dir", "runs_dir",
+    "model", "dataset", "data_path", "protocol", "eval_args", "mask_history", "metrics", "topk", "valid_metric", "run_dir",
+    "runs_dir",
 }  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from recbole_hatllm.positions import taught_places
 from tests.conftest import random_sequences, write_dataset
 
 POSITIONAL = ["SASRecFast", "SASRecBCE", "DROS"]
-CLASSIC = [*POSITIONAL, "MarkovChain", "MF"]
+COUNTED = ["MarkovChain", "TitleTFIDF", "TitleMarkov"]
+CLASSIC = [*POSITIONAL, *COUNTED, "MF"]
 
 pytestmark = pytest.mark.versions
 
@@ -298,7 +299,7 @@ def test_the_sample_is_the_same_for_every_model_and_seed(data):
 @pytest.mark.parametrize("name", CLASSIC)
 def test_a_run_repeats_loads_and_ranks_the_same(name, data, tmp_path):
     keys = {"data_path": str(data), "runs_dir": str(tmp_path), "show_progress": False}
-    keys |= {} if name == "MarkovChain" else {"epochs": 2}
+    keys |= {} if name in COUNTED else {"epochs": 2}
     first, second = (run(name, "own", config_dict=keys) for _ in range(2))
     assert first["test"] == second["test"] and first["valid"]
     trained = load(first["folder"])

@@ -42,6 +42,7 @@ RUNS = {
     "pointwise": ("MF", PLAIN),
     "counted": ("Pop", {"metrics": ["Hit", "NDCG", "ItemCoverage"], "eval_sample": 29}),
     "chain": ("MarkovChain", {}),
+    "masked": ("TitleMarkov", {"mask_history": True, "eval_sample": 29}),
 }
 DROPOUT = {**LLM, "lora_dropout": 0.2, "head_dropout": 0.1}
 SEVERAL = """
@@ -155,7 +156,7 @@ def test_two_processes_do_what_one_does(name, keys, output, root):
     assert (alone["processes"], together["processes"]) == (1, 2)
     for part in ("valid", "test"):
         assert together[part] == pytest.approx(alone[part], abs=1e-4)
-    for key in ("rows", "steps", "best_step", "trainable_parameters"):
+    for key in ("rows", "test_parts", "history_masked", "steps", "best_step", "trainable_parameters"):
         assert together[key] == alone[key]
     for one, two in zip(alone["curve"], together["curve"], strict=True):
         assert two == pytest.approx({**one, "seconds": two["seconds"]}, abs=1e-4)

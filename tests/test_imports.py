@@ -13,7 +13,8 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 
-SHARED = {"recbole_hatllm.model.llm", "recbole_hatllm.model.sequential"}  # what the models of a family have in common
+# What the models of a family have in common.
+SHARED = {f"recbole_hatllm.model.{name}" for name in ("llm", "sequential", "counting")}
 
 
 def imports_of(path: Path) -> set[str]:

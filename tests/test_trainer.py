@@ -210,6 +210,7 @@ class TestRunFolder:
         stored = json.loads((folder / "result.json").read_text())
         for key in (
             "test",
+            "test_parts",
             "valid",
             "rows",
             "candidates",

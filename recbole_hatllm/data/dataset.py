@@ -18,11 +18,17 @@ from recbole_hatllm.data.rows import TARGET_LENGTH, Rows, RowTable
 from recbole_hatllm.data.titles import read_titles
 from recbole_hatllm.errors import ConfigError, DataError
 
+_DAY = 86_400  # seconds
+_UNIX_SECONDS = (1e8, 5e9)  # from 1973 to 2128: no count of days, of milliseconds or of interactions lies in there
+
 
 class HatDataset(SequentialDataset):
     """Interactions in time order, cut into rows: a user, a history of at most MAX_ITEM_LIST_LENGTH items, a target.
 
-    Until `build`, `inter_feat` is a DataFrame; after it, the same interactions as tensors, oldest first.
+    Until `build`, `inter_feat` is a DataFrame; after it, the same interactions as tensors, oldest first. The parts that
+    `build` makes have `seen`, the training interactions; those for evaluation have besides, whatever the model's family,
+    `rows`, a RowTable, and `same_day`: [R] bool, whether the user's interaction before the target was on its day (of UTC),
+    or None where some time of the data is no plausible Unix time in seconds.
 
     Args:
         config: a `recbole_hatllm.config.Config`.
@@ -86,6 +92,11 @@ class HatDataset(SequentialDataset):
         """Item ids as in the files, by internal id; `[PAD]` at 0."""
         return self.field2id_token[self.iid_field].tolist()
 
+    @property
+    def history_field(self) -> str:
+        """The column of rows that holds their histories."""
+        return self.iid_field + self.config["LIST_SUFFIX"]
+
     @cached_property
     def titles(self) -> list[str]:
         """Titles by internal id, read from the `.item` file.
@@ -113,6 +124,7 @@ class HatDataset(SequentialDataset):
             DataError: a part would be empty. ConfigError: `stride` is longer than a history.
         """
         if isinstance(self.inter_feat, pd.DataFrame):
+            self._day = _days(self.inter_feat[self.time_field].to_numpy())  # before times are rounded to float32
             self._change_feat_format()
             self._declare_history()
         rows = Rows(self.inter_feat[self.uid_field].numpy(), self.config["MAX_ITEM_LIST_LENGTH"])
@@ -126,20 +138,23 @@ class HatDataset(SequentialDataset):
                 )
         held_out = [_sample(part, self.config["eval_sample"]) for part in held_out]
         seen = Interaction(self._lines(rows.interactions(train)))
+        tables = [self._table(rows, part) for part in held_out]
         if self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-            parts = [self._training_rows(rows, train), *(self._table(rows, part) for part in held_out)]
+            parts = [self._training_rows(rows, train), *tables]
         else:
             fields = (self.uid_field, self.iid_field)
-            targets = [self._lines(rows.order[part]) for part in held_out]
-            parts = [seen, *(Interaction({field: part[field] for field in fields}) for part in targets)]
+            parts = [seen, *(Interaction({field: table[field] for field in fields}) for table in tables)]
         built = [self.copy(part) for part in parts]
         for dataset in built:
             dataset.seen = seen
+        for dataset, table, ends in zip(built[1:], tables, held_out):
+            dataset.rows = table
+            dataset.same_day = self._same_day(rows, ends)
         return built
 
     def _declare_history(self) -> None:
         """Tells RecBole of the two columns that rows have and the file has not."""
-        history = self.iid_field + self.config["LIST_SUFFIX"]
+        history = self.history_field
         setattr(self, f"{self.iid_field}_list_field", history)
         self.set_field_property(history, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len)
         self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
@@ -159,8 +174,12 @@ class HatDataset(SequentialDataset):
         length = torch.from_numpy(rows.length[ends])
         columns = {**self._lines(rows.order[ends]), self.item_list_length_field: length}
         items = self.inter_feat[self.iid_field][torch.from_numpy(rows.order)]
-        history = getattr(self, f"{self.iid_field}_list_field")
-        return RowTable(columns, history, items, torch.from_numpy(ends), length, rows.longest)
+        return RowTable(columns, self.history_field, items, torch.from_numpy(ends), length, rows.longest)
+
+    def _same_day(self, rows: Rows, ends: np.ndarray) -> torch.Tensor | None:
+        if self._day is None:
+            return None
+        return torch.from_numpy(self._day[rows.order[ends]] == self._day[rows.order[ends - 1]])
 
     def _lines(self, lines: np.ndarray) -> dict[str, torch.Tensor]:
         index = torch.from_numpy(lines)
@@ -178,6 +197,12 @@ class HatDataset(SequentialDataset):
         return self._create_sparse_matrix(
             getattr(self, "seen", self.inter_feat), self.uid_field, self.iid_field, form, value_field
         )
+
+
+def _days(times: np.ndarray) -> np.ndarray | None:
+    """The day of each time, [N] int64, or None where they are not all Unix times in seconds."""
+    low, high = _UNIX_SECONDS
+    return (times // _DAY).astype(np.int64) if low <= times.min() and times.max() <= high else None
 
 
 _SAMPLE_SEED = 42  # not the run's: every model and every seed is to be measured on the same rows

@@ -85,10 +85,11 @@ def replayable(loader_class: type) -> type:
 
 
 class RowEvalLoader(FullSortEvalDataLoader):
-    """Evaluates row by row, each with its one target and no item masked, whatever the family of the model.
+    """Evaluates row by row, each with its one target, whatever the family of the model.
 
-    RecBole does so for sequential models only and merges a general model's rows by user. Of several processes each has
-    its share of the rows.
+    RecBole does so for sequential models only; it merges a general model's rows by user and masks all that a user took
+    before. Here `mask_history` decides, for every model alike, and masks the items of a row's own history. Of several
+    processes each has its share of the rows.
     """
 
     is_sequential = property(lambda self: True, lambda self, value: None)
@@ -100,4 +101,14 @@ class RowEvalLoader(FullSortEvalDataLoader):
 
     def collate_fn(self, index):
         """The batch of the rows at `index` of this share, as RecBole's trainer takes it."""
-        return super().collate_fn(self.rows[index])
+        rows = self.rows[index]
+        batch, _, row, target = super().collate_fn(rows)
+        return batch, self._masked(rows), row, target
+
+    def _masked(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Row and item of every score that the trainer is to set to -inf, [K] int64 each."""
+        if not self.config["mask_history"]:
+            return None
+        history = self._dataset.rows[rows][self._dataset.history_field]
+        row, place = history.nonzero(as_tuple=True)
+        return row, history[row, place]

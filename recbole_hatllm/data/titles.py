@@ -51,7 +51,7 @@ def read_titles(
         if missing == "id":
             return ["", *tokens[1:]]
         raise DataError(
-            f"{file} does not exist, and an LLM recommender needs titles: write it with the columns item_id:token and "
+            f"{file} does not exist, and this model needs titles: write it with the columns item_id:token and "
             f"{title_field}:token_seq, or pass --missing_title=id."
         )
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
