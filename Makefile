@@ -18,6 +18,8 @@ check: $(READY)  ## style, and types of the public face
 bench: $(READY)  ## the tables of docs/performance.md, memory.md and scaling.md
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/speed.py
+	$(VENV)/bin/python benchmarks/optimisations.py
+	$(VENV)/bin/python benchmarks/machine.py
 	$(VENV)/bin/python benchmarks/classic.py
 	$(VENV)/bin/python benchmarks/loading.py
 	$(VENV)/bin/python benchmarks/head.py

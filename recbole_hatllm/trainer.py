@@ -138,9 +138,7 @@ class StepTrainer(RunTrainer, Trainer):
             total=total, initial=self.step, desc="train", unit="step", disable=not (show_progress and total), ncols=100
         )
         rows, began, spent = 0, time.monotonic(), self.seconds
-        unread = (
-            None  # the last step's loss: read behind the next step, so that a GPU need not wait for the host to read it
-        )
+        unread = None  # the last step's loss, read behind the next step: reading it at once, a GPU would run dry
         with Interrupt() as interrupt, bar:
             while self.step < total and not self.stopped:
                 epoch, offset = divmod(self.step, per_epoch)
