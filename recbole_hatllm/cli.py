@@ -4,6 +4,8 @@ run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files
 run_hatllm.py --resume=FOLDER
 run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
 run_hatllm.py search --model=SASRec --dataset=ml-100k [--space=FILE] [--trials=N] [--key=value ...]
+run_hatllm.py compare --models=HatLLM,SASRec --dataset=ml-100k --seeds=0,1,2 [--key=value ...]
+run_hatllm.py compare --suite=FILE_OR_NAME [--key=value ...]
 run_hatllm.py prepare NAME [--from=DIR_OR_FILES]
 run_hatllm.py memory --model=HatLLM --dataset=ml-100k [--items=N --tokens=N] [--key=value ...]
 run_hatllm.py demo
@@ -26,6 +28,9 @@ usage:
   run_hatllm.py recommend --run=FOLDER --history="TITLE;TITLE"  titles (or ids) in, titles out [--k=10]
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
       [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
+  run_hatllm.py compare --models=NAME,NAME --dataset=NAME --seeds=0,1,2    one table with intervals and tests, floors below;
+      or --suite=FILE or NAME                                   stopped, it goes on by itself
+      [--method=NAME] [--floors=false] [--folder=FOLDER] [--key=value ...]
   run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
   run_hatllm.py memory --model=NAME --dataset=NAME              the memory that this run would need, before anything is downloaded
       [--items=N] [--tokens=N] [--key=value ...]                 items and tokens a prompt, where the dataset is not here
@@ -118,6 +123,21 @@ def _search(argv: list[str]) -> None:
     search(model, dataset, config_file_list=files, config_dict=keys, **options)
 
 
+def _compare(argv: list[str]) -> None:
+    from recbole_hatllm.compare import compare
+    from recbole_hatllm.config import parse_overrides
+
+    keys = parse_overrides(argv)
+    files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
+    models = [name for name in str(_take(keys, "models", default="")).split(",") if name]
+    seeds = _take(keys, "seeds")
+    if isinstance(seeds, (str, int)):
+        seeds = [schema.number(part) for part in str(seeds).split(",")]
+    options = {name: _take(keys, name) for name in ("dataset", "suite", "method", "floors", "folder")}
+    keys = {key: value for part in [*map(schema.read_yaml, files), keys] for key, value in part.items()}
+    compare(models, seeds=seeds, config_dict=keys, **options)
+
+
 def _prepare(argv: list[str]) -> None:
     from recbole_hatllm.config import parse_overrides
     from recbole_hatllm.prepare import listing, run
@@ -174,6 +194,7 @@ COMMANDS = {
     "recommend": _recommend,
     "prepare": _prepare,
     "search": _search,
+    "compare": _compare,
     "memory": _memory,
     "demo": _demo,
     "doctor": _doctor,

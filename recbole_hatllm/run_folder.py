@@ -14,6 +14,7 @@ import csv
 import json
 import platform
 import shutil
+import zipfile
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -167,6 +168,27 @@ def parts_table(result: dict) -> str:
 def metric_name(name: str) -> str:
     """RecBole's metric name as the field writes it: hit@10 -> HR@10."""
     return name.upper().replace("HIT@", "HR@")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min` or `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def read_ranks(folder: Path) -> dict[str, np.ndarray]:
+    """User and target (ids as in the files) and rank (int64, from 1) of every test row of a finished run.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    file = Path(folder) / "ranks.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("user", "target", "rank")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is damaged or missing ({error}): take another copy of the run.") from error
 
 
 def model_card(name: str, result: dict) -> str:

@@ -75,6 +75,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def number(text: str) -> Any:
+    """The number that `text` spells as YAML does, else `text`."""
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
+
+
 def yaml_problem(error: yaml.YAMLError) -> str:
     """What YAML says of an error, on one line, with the line it stands in."""
     mark = getattr(error, "problem_mark", None)
@@ -108,7 +117,7 @@ class Key:
             ConfigError: wrong type or out of range.
         """
         if isinstance(value, str) and not self._is_type(value):
-            value = self._number(value)
+            value = number(value)
         elements = value if isinstance(value, (list, tuple)) else [value]
         if not self._is_type(value) or not (value is None or all(self._in_range(element) for element in elements)):
             raise ConfigError(f"{self.name} is {value!r}, and must be {self.allowed}.")
@@ -120,13 +129,6 @@ class Key:
         if isinstance(value, float) and value != value:
             return False
         return any(isinstance(value, TYPES[name]) for name in self.types)
-
-    def _number(self, text: str) -> Any:
-        try:
-            number = yaml.load(text, Loader)
-        except yaml.YAMLError:
-            return text
-        return number if isinstance(number, (int, float)) and not isinstance(number, bool) else text
 
     def _in_range(self, value: Any) -> bool:
         return all(_holds(part.strip(), value) for part in self.range.split(" and ") if part.strip())

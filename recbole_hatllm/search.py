@@ -6,35 +6,29 @@ Any number of workers may share it: a trial belongs to the worker that holds its
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
 import json
-import os
 import random
-import traceback
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from recbole_hatllm import distributed, schema
-from recbole_hatllm.errors import ConfigError, DataError, HatError
+from recbole_hatllm.attempt import attempt
+from recbole_hatllm.errors import ConfigError, HatError
 from recbole_hatllm.files import publish
-from recbole_hatllm.quick_start import resume, run
+from recbole_hatllm.quick_start import run
 from recbole_hatllm.search_report import best_yaml, progress, records, summary
-from recbole_hatllm.space import check_space, read_space
+from recbole_hatllm.space import PLACE, check_space, read_space
 
 SAMPLERS = ("grid", "random", "tpe")
 TRIALS = 20  # of random and tpe, where none are asked for
-# Where and how loudly a trial runs is no part of what is searched, so workers may differ in it.
-_PLACE = ("gpu_id", "use_gpu", "worker", "show_progress", "runs_dir")
 
 
 def search(
@@ -90,7 +84,7 @@ class Search:
             "valid_metric": self.metric,
             "sampler": self.sampler,
             "space": {key: {dimension.kind: dimension.values} for key, dimension in self.space.items()},
-            "keys": {key: value for key, value in self.keys.items() if key not in (*_PLACE, *self.space)},
+            "keys": {key: value for key, value in self.keys.items() if key not in (*PLACE, *self.space)},
         }
         self.about = json.loads(json.dumps(about, default=str))
         digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
@@ -215,21 +209,11 @@ class Search:
         folder = self.folder / f"trial-{trial.number}"
         values = {key: self.space[key].value(stored) for key, stored in trial.params.items()}
         keys = {"show_progress": False, **self.keys, **values, "run_dir": str(folder)}
-        gc.collect()
-        torch.cuda.empty_cache()  # what a trial before left behind
-        try:
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the run's own log has it all
-                if (folder / "config.yaml").is_file():
-                    result = resume(folder)
-                else:
-                    result = run(self.about["model"], self.about["dataset"], config_dict=keys)
-            if not result["valid"]:
-                raise DataError("The run was never validated: train longer, or validate more often by eval_step.")
-        except Exception as error:  # out of memory is a RuntimeError, and RecBole's models raise whatever they like
-            if isinstance(error, HatError):
-                return {"reason": str(error)}
-            publish(folder / "error.txt", lambda file: file.write_text(traceback.format_exc(), encoding="utf-8"))
-            return {"reason": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        result = attempt(folder, lambda: run(self.about["model"], self.about["dataset"], config_dict=keys))
+        if "reason" in result:
+            return result
+        if not result["valid"]:
+            return {"reason": "The run was never validated: train longer, or validate more often by eval_step."}
         seconds = round(sum(result["seconds"].values()), 1)
         kept = {name: result[name] for name in ("valid", "test", "test_interval")}
         return {**kept, "seconds": seconds, "folder": str(folder)}

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_hatllm.run_folder import interval_row, metric_name, metric_row
+from recbole_hatllm.run_folder import duration, interval_row, metric_name, metric_row
 from recbole_hatllm.space import Dimension
 
 
@@ -41,11 +41,11 @@ def progress(found: dict, number: int, total: int) -> str:
     line = f"trial {number} ({len(ended)}/{total}): {_pairs(trial['params'])} -> "
     if trial["valid"]:
         best = trials[found["best"]]["valid"][metric]
-        line += f"{metric_name(metric)} {trial['valid'][metric]:.4f} (best {best:.4f}), {_duration(trial['seconds'])}"
+        line += f"{metric_name(metric)} {trial['valid'][metric]:.4f} (best {best:.4f}), {duration(trial['seconds'])}"
     else:
         line += f"failed: {trial['reason']}"
     if seconds and len(ended) < total:
-        line += f", about {_duration(sum(seconds) / len(seconds) * (total - len(ended)))} left"
+        line += f", about {duration(sum(seconds) / len(seconds) * (total - len(ended)))} left"
     return line
 
 
@@ -93,9 +93,3 @@ def _pairs(params: dict) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

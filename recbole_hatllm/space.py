@@ -16,11 +16,13 @@ from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError
 
 KINDS = ("choice", "uniform", "loguniform", "int")
-# Trials are compared by one measure on the same rows, each in a folder of its own.
-_SAME_FOR_ALL = {
+# Runs are compared by one measure on the same rows, each in a folder of its own.
+SAME_FOR_ALL = {
     "model", "dataset", "data_path", "protocol", "eval_args", "mask_history", "metrics", "topk", "valid_metric", "run_dir",
     "runs_dir",
 }  # fmt: skip
+# Where and how loudly a run is made is no part of what it is.
+PLACE = ("gpu_id", "use_gpu", "worker", "show_progress", "runs_dir")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def check_space(space: dict[str, Dimension], model: str, dataset: str, keys: dic
     Raises:
         ConfigError: `model` does not read a key, a value is out of range, or a key must be the same for all trials.
     """
-    if fixed := sorted(space.keys() & _SAME_FOR_ALL):
+    if fixed := sorted(space.keys() & SAME_FOR_ALL):
         raise ConfigError(f"{fixed[0]} cannot be searched: it must be the same for all trials.")
     config = Config(model, dataset, config_dict=keys)
     corners = {key: dimension.corners() for key, dimension in space.items()}

@@ -135,6 +135,10 @@ def test_every_yaml_of_the_properties_is_taken(file):
         Config(file.stem, "ml-100k")
     elif file.parent.name == "dataset":
         Config("HatLLM", file.stem)
+    elif file.parent.name == "suite":
+        from recbole_hatllm.suite import check, read_suite
+
+        check(read_suite(file, dataset="ml-100k"))
     elif file.parent.name == "search":
         from recbole_hatllm.space import check_space, read_space
 
@@ -163,6 +167,7 @@ def test_the_readme_shows_commands_that_exist():
     for target in set(re.findall(r"^make (\w+)", text, flags=re.M)):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
     of_commands = {"key", "model", "dataset", "config_files", "resume", "run", "history", "k", *PREPARE_KEYS}
+    of_commands |= {"models", "seeds"}
     flags = set(re.findall(r"--(\w+)=", text)) - of_commands
     declared = schema.keys_of(*schema.PROPERTIES.glob("*.yaml"), *schema.PROPERTIES.glob("model/*.yaml"))
     known_to_recbole = {"epochs", "data_path"}
