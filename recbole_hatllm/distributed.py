@@ -165,7 +165,7 @@ def draw_from(*key: int) -> None:
     if world() > 1:
         np.random.seed([*key, rank()])
         random.seed(str([*key, rank()]))
-        torch.manual_seed(int(np.random.SeedSequence([*key, rank()]).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence([*key, rank()]).generate_state(1, np.uint64)[0]) >> 1)
 
 
 class _Loss(nn.Module):

@@ -48,6 +48,18 @@ class Live(TorchDispatchMode):
 
 
 @contextmanager
+def on_meta() -> Iterator[None]:
+    """Inside, decoders can be called on the meta device: before version 5 transformers asks for autocast on the device that it
+    is on, and torch has none for this one."""
+    autocast = torch.autocast
+    known = lambda device_type, *args, **kwargs: autocast(  # noqa: E731
+        "cpu" if device_type == "meta" else device_type, *args, **kwargs
+    )
+    with mock.patch.object(torch, "autocast", known):
+        yield
+
+
+@contextmanager
 def kernels(gpu: bool) -> Iterator[None]:
     """Inside, the meta device keeps what the kernels of a real one keep, where several small steps stand for them.
 

@@ -18,7 +18,7 @@ from recbole_hatllm.backbone import Backbone
 from recbole_hatllm.errors import BackboneError, ConfigError
 from recbole_hatllm.evaluation import target_ranks
 from recbole_hatllm.head import LinearHead
-from recbole_hatllm.live import Live, kernels
+from recbole_hatllm.live import Live, kernels, on_meta
 from recbole_hatllm.masks import attention_mask, branch_mask
 from recbole_hatllm.model.llm import lora_options, torch_dtype
 from recbole_hatllm.pool import TokenPool
@@ -59,6 +59,7 @@ class Memory:
             given masks.
     """
 
+    @on_meta()
     def __init__(self, config, items: int, prompt: PromptSize):
         self.config, self.items, self.prompt = config, items, prompt
         model_class = registry.model_class(config["model"])

@@ -132,6 +132,7 @@ def test_activations_grow_with_the_rows_and_checkpointing_keeps_few():
     assert estimate.decoder(8, checkpointing=True).peak == pytest.approx(exact.peak, rel=0.02)
 
 
+@pytest.mark.versions
 def test_attention_scores_are_kept_by_eager_alone():
     eager, sdpa = memory(token_pool=False), memory(token_pool=False, attention="sdpa")
     rows, heads, layers = 8, 4, 4

@@ -19,6 +19,7 @@ from torch import nn
 from recbole_hatllm import distributed, resume, run, sharding
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.pool import TokenPool
 from tests.test_cli import ROOT
 from tests.test_distributed import LLM, distance, finished, launch, stopped_by_ctrl_c
 from tests.test_families import FAMILIES, KINDS, LORA, backbone_of, batch, masks_of, stock
@@ -175,7 +176,7 @@ def test_every_family_computes_the_same_in_shares(family, checkpointing, group, 
         if checkpointing:
             backbone.enable_gradient_checkpointing()
         backbone.train()
-        hidden.append(backbone(positions, masks_of(span, is_last, valid), input_ids=ids, valid=valid))
+        hidden.append(backbone(positions, masks_of(span, is_last, valid), input_ids=ids, pool=TokenPool.of(valid, 0)))
         hidden[-1].square().mean().backward()
     assert hidden[1].equal(hidden[0])
     for name, parameter in whole.trainable().items():
