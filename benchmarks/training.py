@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--layers=8] [--rounds=9]
 
-Variants take turns round by round, so that a slow moment of the machine hits all of them; a ratio is the median over rounds. On a CPU one
-thread is used and its own time is counted, so that other work does not matter.
+Variants take turns round by round, so that a slow moment of the machine hits all of them; a ratio is the median over rounds.
+On a CPU one thread is used and its own time is counted, so that other work does not matter.
 """
 
 from __future__ import annotations
