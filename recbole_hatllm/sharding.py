@@ -29,7 +29,7 @@ def check(config) -> None:
     """Refuses what cannot be sharded, before any long work.
 
     Raises:
-        ConfigError: a setting of accelerate's FSDP that is not supported, or a backbone in 4 bits.
+        ConfigError: a setting of accelerate's FSDP that is not supported, or a backbone in 4 bits or compiled.
     """
     if not distributed.sharded():
         return
@@ -38,10 +38,9 @@ def check(config) -> None:
             raise distributed.once(
                 ConfigError(f"accelerate's config has {name.lower()}: {value}, which is not supported: {remedy}.")
             )
-    if config["load_in_4bit"]:
-        raise distributed.once(
-            ConfigError("load_in_4bit is true, and FSDP does not shard 4-bit weights: leave one of the two out.")
-        )
+    for key, why in (("load_in_4bit", "does not shard 4-bit weights"), ("compile", "was never run on compiled layers")):
+        if config[key]:
+            raise distributed.once(ConfigError(f"{key} is true, and FSDP {why}: leave one of the two out."))
     # By accelerate's default transformers would leave the weights empty in all processes but the first of a machine.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 

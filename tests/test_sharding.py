@@ -192,14 +192,15 @@ def test_every_family_computes_the_same_in_shares(family, checkpointing, group, 
         ("FSDP_RESHARD_AFTER_FORWARD", "false", "set fsdp_reshard_after_forward: true"),
         ("FSDP_OFFLOAD_PARAMS", "true", "leave it out"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--gradient_checkpointing=true"),
-        (None, None, "load_in_4bit"),
+        (None, "load_in_4bit", "load_in_4bit is true, and FSDP"),
+        (None, "compile", "compile is true, and FSDP"),
     ],
 )
 def test_other_settings_are_refused_in_a_sentence(setting, value, remedy, monkeypatch):
     with process(monkeypatch) as patch, pytest.raises(ConfigError, match=remedy):
         if setting:
             patch.setenv(setting, value)
-        sharding.check({"load_in_4bit": not setting})
+        sharding.check({key: key == value for key in ("load_in_4bit", "compile")})
 
 
 @given(st.integers(0, 40), st.integers(1, 7))
