@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -132,6 +133,25 @@ class Backbone(nn.Module):
             BackboneError: a target matches no module, all that could be meant are listed; or there is no such layer.
         """
         self.model = adapters.with_lora(self.model, self.identity, r, alpha, dropout, targets, from_layer)
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Inside, the decoder computes as it was pretrained; what is trained stays so."""
+        if not isinstance(self.model, PeftModel):
+            yield
+            return
+        with self._trained_as_before(), self.model.disable_adapter():
+            yield
+
+    @contextmanager
+    def _trained_as_before(self) -> Iterator[None]:
+        """PEFT trains only the adapters that are on, and here all are trained."""
+        trained = list(self.trainable().values())
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters by name; none before `add_lora`."""

@@ -2,7 +2,7 @@
 
 run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
 run_hatllm.py --resume=FOLDER
-run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10]
+run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10] [--items=FILE.item]
 run_hatllm.py search --model=SASRec --dataset=ml-100k [--space=FILE] [--trials=N] [--key=value ...]
 run_hatllm.py compare --models=HatLLM,SASRec --dataset=ml-100k --seeds=0,1,2 [--key=value ...]
 run_hatllm.py compare --suite=FILE_OR_NAME [--key=value ...]
@@ -26,6 +26,7 @@ usage:
   run_hatllm.py --model=NAME --dataset=NAME [--key=value ...]   train, evaluate, leave a run folder
   run_hatllm.py --resume=FOLDER                                 go on with a run that was stopped
   run_hatllm.py recommend --run=FOLDER --history="TITLE;TITLE"  titles (or ids) in, titles out [--k=10]
+      [--items=FILE.item]                                        out of these items alone, which training need not have seen
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
       [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
   run_hatllm.py compare --models=NAME,NAME --dataset=NAME --seeds=0,1,2    one table with intervals and tests, floors below;
@@ -102,13 +103,15 @@ def _recommend(argv: list[str]) -> None:
 
     keys = parse_overrides(argv)
     folder, history = _take(keys, "run", required=True), str(_take(keys, "history", required=True))
-    k = _take(keys, "k", default=10)
+    k, items = _take(keys, "k", default=10), _take(keys, "items")
     _nothing_left(keys, "recommend")
     if not isinstance(k, int):
         raise ConfigError(f"k is {k!r}, and must be a whole number.")
     from recbole_hatllm.recommend import listing, load
 
     trained = load(folder)
+    if items is not None:
+        trained.offer(str(items))
     print(listing(trained.recommend([item for item in history.split(";") if item.strip()], k)))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from recbole_hatllm.whitening import Whitening
 
 START = 0.02  # standard deviation of the weights before training
 PIECE = 2**26  # scores that the loss computes at once: 256 MiB in float32
@@ -18,11 +22,8 @@ class LinearHead(nn.Module):
         n_items: number of internal item ids, the padding item 0 included; it gets no probability and ranks last.
         width: size d of the vector.
         dropout: of the vector, while training.
-        whiten: put a fixed linear map before the projection, h -> A (h - m), that `fit_whitening` sets.
+        whiten: put a `Whitening` before the projection.
     """
-
-    mean: Tensor
-    whitener: Tensor
 
     def __init__(self, n_items: int, width: int, dropout: float = 0.0, whiten: bool = False):
         super().__init__()
@@ -31,35 +32,26 @@ class LinearHead(nn.Module):
         weight[0] = 0
         self.weight = nn.Parameter(weight)
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("mean", torch.zeros(width) if whiten else None)
-        self.register_buffer("whitener", torch.eye(width) if whiten else None)
-
-    def logits(self, vector: Tensor) -> Tensor:
-        """[B, d] of any float type -> [B, n_items - 1] in the head's type: the items 1, 2, ..."""
-        return self._factor(vector) @ self.weight[1:].T
+        self.whitening = Whitening(width) if whiten else None
 
     def _factor(self, vector: Tensor) -> Tensor:
         """[B, d] as it is multiplied by the items: in the head's type, whitened, dropped out."""
         vector = vector.to(self.weight.dtype)
-        if self.whitener is not None:
-            vector = (vector - self.mean) @ self.whitener
-        return self.dropout(vector)
+        return self.dropout(vector if self.whitening is None else self.whitening(vector))
 
-    def forward(self, vector: Tensor) -> Tensor:
-        """[B, d] -> [B, n_items] scores, column 0 (padding) at -inf."""
-        return F.pad(self.logits(vector), (1, 0), value=-torch.inf)
+    def forward(self, vector: Tensor, history: Tensor | None = None) -> Tensor:
+        """[B, d] of any float type -> [B, n_items] scores in the head's type, column 0 (padding) at -inf.
 
-    def loss(self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1.
-
-        Never more than `PIECE` scores exist at once, whatever B; the loss and its gradients are those of all of them
-        together. A fused kernel (cut-cross-entropy, Liger) would keep a piece's scores on the chip; that pays for
-        thousands of targets a step or millions of items, runs on NVIDIA alone and is no dependency of this package.
+        Args:
+            history: what the vector was read from; this head needs it not.
         """
-        rows = max(1, PIECE // (len(self.weight) - 1))
-        if len(vector) <= rows:
-            return F.cross_entropy(self.logits(vector), target - 1, label_smoothing=label_smoothing)
-        return _InPieces.apply(self._factor(vector), self.weight, target - 1, label_smoothing, rows)
+        return F.pad(self._factor(vector) @ self.weight[1:].T, (1, 0), value=-torch.inf)
+
+    def loss(
+        self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0, *, history: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy over all items but padding. vector [B, d], target [B] int64 internal item ids >= 1."""
+        return cross_entropy(self._factor(vector), self.weight, target - 1, label_smoothing, first=1)
 
     @torch.no_grad()
     def start_from(self, vectors: Tensor) -> None:
@@ -67,57 +59,82 @@ class LinearHead(nn.Module):
         centred = vectors[1:].float() - vectors[1:].float().mean(0)
         self.weight[1:] = centred * (START / centred.std())
 
-    @torch.no_grad()
-    def fit_whitening(self, vectors: Tensor, floor: float = 0.1) -> None:
-        """Centres `vectors` [N, d] and evens out their directions: m = mean, A = (C + floor tr(C)/d I)^(-1/2) of covariance C.
 
-        A decoder's states share a few directions that dwarf all others; a head behind them learns little else for long.
-        """
-        count, total = len(vectors), torch.zeros_like(self.whitener, dtype=torch.float64)
-        mean = sum(part.double().sum(0) for part in vectors.split(8192)) / count
-        for part in vectors.split(8192):
-            centred = part.double() - mean
-            total += centred.T @ centred
-        values, directions = torch.linalg.eigh(total / count)
-        scale = (values.clamp(min=0) + floor * values.mean()).rsqrt()
-        self.mean.copy_(mean)
-        self.whitener.copy_(directions @ torch.diag(scale) @ directions.T)
+@dataclass(frozen=True)
+class Extra:
+    """Something on top of some scores. column [B, K] int64: of the scores that get it; share [B, K]: how much of it, 0 for none;
+    amount: scalar."""
+
+    column: Tensor
+    share: Tensor
+    amount: Tensor
+
+    def on(self, scores: Tensor, rows: slice) -> Tensor:
+        """`scores` [b, n] of those rows, with it."""
+        return scores.scatter_add(1, self.column[rows], self.share[rows] * self.amount)
+
+
+def cross_entropy(
+    vector: Tensor,
+    items: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    extra: Extra | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Mean cross-entropy of `target` [B] int64 under the scores vector [B, d] x items[first:] [n, d], and what is on top of them.
+
+    Never more than `PIECE` scores exist at once, whatever B; the loss and its gradients are those of all of them
+    together. A fused kernel (cut-cross-entropy, Liger) would keep a piece's scores on the chip; that pays for
+    thousands of targets a step or millions of items, runs on NVIDIA alone and is no dependency of this package.
+    """
+    rows = max(1, PIECE // (len(items) - first))
+    if len(vector) > rows:
+        amount = vector.new_zeros(()) if extra is None else extra.amount
+        return _InPieces.apply(vector, items, amount, extra, target, label_smoothing, rows, first)
+    scores = vector @ items[first:].T
+    scores = scores if extra is None else extra.on(scores, slice(None))
+    return F.cross_entropy(scores, target, label_smoothing=label_smoothing)
 
 
 class _InPieces(torch.autograd.Function):
-    """Mean cross-entropy of `vector @ weight[1:].T`, `rows` vectors at a time; differentiable once.
+    """`cross_entropy`, `rows` vectors at a time; differentiable once.
 
     Each piece's share of the gradients is added up while its scores are there. Checkpointing the pieces would compute all
-    scores a second time and make a gradient of the size of `weight` for each piece: measured, twice the time and more
+    scores a second time and make a gradient of the size of `items` for each piece: measured, twice the time and more
     memory than without pieces (benchmarks/head.py).
     """
 
     @staticmethod
-    def forward(ctx, vector: Tensor, weight: Tensor, target: Tensor, label_smoothing: float, rows: int) -> Tensor:
-        items, total = weight[1:], vector.new_zeros(())
-        of_vector, of_weight = (
-            torch.zeros_like(x) if need else None for x, need in zip((vector, weight), ctx.needs_input_grad)
+    def forward(ctx, vector, items, amount, extra, target, label_smoothing, rows, first) -> Tensor:
+        total = vector.new_zeros(())
+        of_vector, of_items, of_amount = (
+            torch.zeros_like(x) if need else None for x, need in zip((vector, items, amount), ctx.needs_input_grad)
         )
         for start in range(0, len(vector), rows):
             piece = slice(start, start + rows)
+            scores = vector[piece] @ items[first:].T
+            scores = scores if extra is None else extra.on(scores, piece)
             with torch.enable_grad():
-                scores = (vector[piece].detach() @ items.detach().T).requires_grad_()
+                scores.requires_grad_()
                 loss = F.cross_entropy(scores, target[piece], label_smoothing=label_smoothing, reduction="sum") / len(
                     vector
                 )
             (of_scores,) = torch.autograd.grad(loss, scores)
             total += loss.detach()
             if of_vector is not None:
-                of_vector[piece] = of_scores @ items
-            if of_weight is not None:
-                of_weight[1:].addmm_(of_scores.T, vector[piece])
-        ctx.gradients = of_vector, of_weight
+                of_vector[piece] = of_scores @ items[first:]
+            if of_items is not None:
+                of_items[first:].addmm_(of_scores.T, vector[piece])
+            if of_amount is not None and extra is not None:
+                of_amount += (of_scores.gather(1, extra.column[piece]) * extra.share[piece]).sum()
+        ctx.gradients = of_vector, of_items, of_amount
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, scale: Tensor):
-        # In place, and let go of: a copy of the weight's gradient is what the pieces are there to avoid.
-        of_vector, of_weight = (x if x is None else x.mul_(scale) for x in ctx.gradients)
+        # In place, and let go of: a copy of the items' gradient is what the pieces are there to avoid.
+        of_vector, of_items, of_amount = (x if x is None else x.mul_(scale) for x in ctx.gradients)
         ctx.gradients = None
-        return of_vector, of_weight, None, None, None
+        return of_vector, of_items, of_amount, None, None, None, None, None

@@ -17,7 +17,6 @@ from recbole_hatllm import registry
 from recbole_hatllm.backbone import Backbone
 from recbole_hatllm.errors import BackboneError, ConfigError
 from recbole_hatllm.evaluation import target_ranks
-from recbole_hatllm.head import LinearHead
 from recbole_hatllm.live import Live, kernels, on_meta
 from recbole_hatllm.masks import attention_mask, branch_mask
 from recbole_hatllm.model.llm import lora_options, torch_dtype
@@ -84,8 +83,7 @@ class Memory:
         self.attention = self._attend(config["attention"])
         with torch.device("meta"):
             self.backbone.add_lora(*lora_options(config))
-            whiten = config["readout_norm"] == "whiten"
-            self.head = LinearHead(items + 1, text.hidden_size, config["head_dropout"], whiten)
+            self.head = model_class.parts(config, items + 1, text.hidden_size)["head"]
         for parameter in (*self.backbone.trainable().values(), *self.head.parameters()):
             parameter.grad = torch.empty_like(parameter)  # they are there from the second micro-batch on
         self.micro = min(config["micro_batch_size"] or config["train_batch_size"], config["train_batch_size"])
@@ -141,10 +139,15 @@ class Memory:
     def loss(self, rows: int) -> int:
         """Bytes at the peak of the loss over the items, forward and backward, for a micro-batch of `rows`."""
         vectors = torch.empty(rows * self.targets, self.backbone.hidden_size, device="meta", requires_grad=True)
-        target = torch.zeros(len(vectors), dtype=torch.int64, device="meta")
+        target, history = self._answers(len(vectors))
         with kernels(self.gpu), Live() as live:
-            self.head.train().loss(vectors, target, self.config["label_smoothing"]).backward()
+            self.head.train().loss(vectors, target, self.config["label_smoothing"], history=history).backward()
         return live.peak
+
+    def _answers(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets and histories of so many readouts."""
+        target = torch.zeros(rows, dtype=torch.int64, device="meta")
+        return target, target[:, None].expand(-1, self.config["MAX_ITEM_LIST_LENGTH"])
 
     @cached_property
     def resident(self) -> dict[str, int]:
@@ -182,7 +185,8 @@ class Memory:
         """Bytes at the peak of scoring all items for one evaluation batch, and of counting its ranks."""
         vectors = torch.empty(self.config["eval_batch_size"], self.backbone.hidden_size, device="meta")
         with torch.no_grad(), Live() as live:
-            target_ranks(self.head.eval()(vectors), torch.zeros(len(vectors), dtype=torch.int64, device="meta"))
+            target, history = self._answers(len(vectors))
+            target_ranks(self.head.eval()(vectors, history), target)
         return live.peak
 
     def ranking(self, rows: int) -> int:

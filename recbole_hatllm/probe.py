@@ -13,35 +13,55 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_hatllm.head import LinearHead
+from recbole_hatllm.title_head import TitleHead
 
 
 @torch.no_grad()
-def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[Tensor, Tensor]:
-    """Readout vectors [N, d] in the backbone's type and target items [N] of training rows, on the model's device."""
+def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What `model.pairs` gives for training rows, of all of them: vectors [N, d] in the backbone's type, targets [N] and
+    histories [N, L], on the model's device."""
     model.eval()
     parts = []
     starts = range(0, len(interaction), batch_size)
     for start in tqdm(starts, desc="read", unit="batch", disable=not show_progress, ncols=100):
         parts.append(model.pairs(interaction[start : start + batch_size]))
-    vectors, targets = zip(*parts)
-    return torch.cat(vectors), torch.cat(targets)
+    vectors, targets, history = zip(*parts)
+    return torch.cat(vectors), torch.cat(targets), torch.cat(history)
 
 
-def fit(head: LinearHead, vectors: Tensor, targets: Tensor, epochs: int, lr: float, batch_size: int = 320) -> float:
-    """Trains `head` on fixed vectors by AdamW, 20 steps of warm-up and linear decay; returns the last epoch's mean loss."""
+def fit(
+    head: LinearHead | TitleHead,
+    vectors: Tensor,
+    targets: Tensor,
+    history: Tensor,
+    epochs: int,
+    lr: float,
+    batch_size: int = 320,
+    show_progress: bool = False,
+) -> float:
+    """Trains `head` on fixed vectors by AdamW, 20 steps of warm-up and linear decay; returns the last epoch's mean loss.
+
+    Args:
+        vectors: [R, d]; targets beyond the R-th have none, and the mean of the others stands for it.
+        targets: [N] int64. history: [N, L] int64.
+    """
     head.train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.0)
-    batches = -(-len(vectors) // batch_size)
+    batches = -(-len(targets) // batch_size)
     step, mean = 0, 0.0
+    vectors = torch.cat([vectors, vectors.float().mean(0, keepdim=True).to(vectors.dtype)])
+    bar = tqdm(total=epochs * batches, desc="probe", unit="step", disable=not show_progress, ncols=100)
     for _ in range(epochs):
         losses = []
-        for rows in torch.randperm(len(vectors)).to(vectors.device).split(batch_size):
+        for rows in torch.randperm(len(targets)).to(targets.device).split(batch_size):
             optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / (epochs * batches))
             optimizer.zero_grad()
-            loss = head.loss(vectors[rows], targets[rows])
+            loss = head.loss(vectors[rows.clamp(max=len(vectors) - 1)], targets[rows], history=history[rows])
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
             step += 1
+            bar.update()
         mean = torch.stack(losses).mean().item()
+    bar.close()
     return mean

@@ -15,8 +15,9 @@ from torch import nn
 
 from recbole_hatllm import registry, run_folder, weights
 from recbole_hatllm.config import Config
-from recbole_hatllm.data.titles import clean
+from recbole_hatllm.data.titles import clean, read_catalogue
 from recbole_hatllm.errors import ConfigError, DataError
+from recbole_hatllm.model.llm import LLMRecommender
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,35 @@ class TrainedRun:
 
     def __init__(self, folder: Path, config: Config, model: nn.Module, items: Catalogue, result: dict):
         self.folder, self.config, self.model, self.items, self.result = folder, config, model, items, result
+        self.candidates = torch.arange(1, items.item_num)  # what is recommended
+
+    def offer(self, file: str | Path) -> None:
+        """Recommends from now on only the items of an `.item` file, such as training never saw; histories may name any item.
+
+        The file has the columns of the run's data. An item whose id the run knows keeps what training taught of it.
+
+        Raises:
+            DataError: the file, or a title in it, is missing. ConfigError: the model has no vector for a new item.
+        """
+        config, known = self.config, {token: index for index, token in enumerate(self.items.item_tokens)}
+        tokens, titles = read_catalogue(
+            Path(file), config["ITEM_ID_FIELD"], config["title_field"], config["year_field"]
+        )
+        new = [(token, title) for token, title in zip(tokens, titles) if token not in known]
+        if new:
+            if not isinstance(self.model, LLMRecommender):
+                raise ConfigError(
+                    f"{config['model']} cannot score items that it was not trained on; HatLLM with --head=title can."
+                )
+            items = Catalogue(
+                [*self.items.item_tokens, *(token for token, _ in new)],
+                [*self.items.titles, *(title for _, title in new)],
+            )
+            self.model.add_items(items.titles)
+            self.items = items
+            self.__dict__.pop("_by_name", None)
+            known |= {token: index for index, token in enumerate(items.item_tokens)}
+        self.candidates = torch.tensor([known[token] for token in tokens])
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
@@ -92,8 +122,9 @@ class TrainedRun:
         found = [self.find(item) for item in history][-self.config["MAX_ITEM_LIST_LENGTH"] :]
         if not found:
             raise DataError("The history is empty: name at least one item by its title or id.")
-        masked = [0, *found] if self.config["mask_history"] else [0]
-        if not 1 <= k <= (rest := self.items.item_num - len(set(masked))):
+        masked = torch.tensor(found if self.config["mask_history"] else [0])
+        offered = self.candidates[~torch.isin(self.candidates, masked)]
+        if not 1 <= k <= (rest := len(offered)):
             outside = " outside the history" if self.config["mask_history"] else ""
             raise ConfigError(f"k is {k}, and must be from 1 to the {rest} items there are{outside}.")
         sequence = torch.zeros(1, self.config["MAX_ITEM_LIST_LENGTH"], dtype=torch.int64)
@@ -106,11 +137,11 @@ class TrainedRun:
         self.model.eval()
         with torch.no_grad():
             scores = self.model.full_sort_predict(Interaction(row).to(self.config["device"])).view(-1)
-        scores[masked] = -torch.inf
-        best = scores.topk(k)
+        best = scores[offered.to(scores.device)].topk(k)
+        indices = offered[best.indices.cpu()].tolist()
         return [
             Recommendation(place, self.items.item_tokens[index], self.items.titles[index], score)
-            for place, (index, score) in enumerate(zip(best.indices.tolist(), best.values.tolist()), 1)
+            for place, (index, score) in enumerate(zip(indices, best.values.tolist()), 1)
         ]
 
 

@@ -52,12 +52,14 @@ def test_branches_equal_separate_rows(tiny, item_span, readout, schedule):
 def test_targets_all_means_every_item_after_the_first(tiny):
     model, train, _ = build("HatLLM", {**tiny, "targets": "all"})
     batch = train.dataset.inter_feat[:5]
-    _, targets = model.pairs(batch)
-    expected = []
+    _, targets, history = model.pairs(batch)
+    expected, before = [], []
     for items, length, target in zip(
         batch["item_id_list"].tolist(), batch["item_length"].tolist(), batch["item_id"].tolist()
     ):
         expected += [*items[1:length], target]
+        before += [items[:place] for place in range(1, length + 1)]
+    assert [[item for item in items if item] for items in history.tolist()] == before
     assert targets.tolist() == expected and model.targets_in(batch) == len(expected)
 
 
@@ -67,14 +69,14 @@ def test_whitening_evens_out_all_directions():
         torch.randn(5000, 8) @ torch.diag(torch.tensor([100.0, 10, 1, 1, 1, 0.5, 0.1, 0.01])) @ torch.randn(8, 8) + 7
     )
     head = LinearHead(3, 8, whiten=True)
-    head.fit_whitening(vectors, floor=0.0)
-    white = (vectors.double() - head.mean.double()) @ head.whitener.double()
+    head.whitening.fit(vectors, floor=0.0)
+    white = head.whitening.double()(vectors.double())
     covariance = white.T @ white / len(white)
     assert white.mean(0).abs().max() < 1e-3
     # float32 holds the four orders of magnitude between these directions to a few per cent
     assert (covariance[:3, :3] - torch.eye(3)).abs().max() < 0.05 and abs(covariance.trace().item() - 8) < 0.5
-    head.fit_whitening(vectors, floor=0.1)
-    kept = ((vectors.double() - head.mean.double()) @ head.whitener.double()).var(0).sum()
+    head.whitening.fit(vectors, floor=0.1)
+    kept = (head.whitening.double()(vectors.double())).var(0).sum()
     assert kept < 8  # a floor leaves the smallest directions small
 
 
@@ -84,20 +86,21 @@ def test_the_probe_finds_a_linear_rule():
     vectors = torch.randn(3000, 16)
     targets = 1 + (vectors @ rule).argmax(1)
     head = LinearHead(11, 16)
-    loss = probe.fit(head, vectors, targets, epochs=30, lr=0.01, batch_size=64)
+    loss = probe.fit(head, vectors, targets, targets[:, None], epochs=30, lr=0.01, batch_size=64)
     head.eval()
     accuracy = (head(vectors).argmax(1) == targets).float().mean()
     assert loss < 0.5 and accuracy > 0.9
 
 
-def test_a_warm_start_survives_a_kill(tmp_path, tiny):
+@pytest.mark.parametrize("head", ["linear", "title_id"])
+def test_a_warm_start_survives_a_kill(tmp_path, tiny, head):
     """Step 0 - the whitening and the probe - is part of the state: resuming repeats none of it and ends the same."""
     from unittest import mock
 
     from recbole_hatllm import resume, run
     from recbole_hatllm.trainer import StepTrainer
 
-    keys = {**tiny, "targets": "all", "readout_norm": "whiten", "head_init": "probe", "head_dropout": 0.2}
+    keys = {**tiny, "head": head, "targets": "all", "readout_norm": "whiten", "head_init": "probe", "head_dropout": 0.2}
     whole = run("HatLLM", "tiny", config_dict=keys)
     folder = tmp_path / "stopped"
     with mock.patch.object(StepTrainer, "_step", side_effect=RuntimeError("killed")), pytest.raises(RuntimeError):

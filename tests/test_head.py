@@ -75,7 +75,7 @@ def test_pieces_change_neither_loss_nor_gradients(monkeypatch, whiten, dropout, 
     head = LinearHead(40, 6, dropout, whiten).double()
     vector, target = torch.randn(23, 6, dtype=torch.float64), torch.randint(1, 40, (23,))
     if whiten:
-        head.fit_whitening(vector + 1)
+        head.whitening.fit(vector + 1)
     whole = _loss_and_gradients(head, vector, target, smoothing)
     monkeypatch.setattr("recbole_hatllm.head.PIECE", 39 * 5)  # 5 targets at a time, the last piece shorter
     for ours, plain in zip(_loss_and_gradients(head, vector, target, smoothing), whole):

@@ -76,6 +76,31 @@ def read_titles(
     return ["", *(found.get(token) or token for token in tokens[1:])]
 
 
+def read_catalogue(
+    file: Path, item_field: str, title_field: str, year_field: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Item tokens and cleaned titles of an `.item` file of its own, in its order, without padding.
+
+    Raises:
+        DataError: no such file or column, an item twice or without a title, or no item at all.
+    """
+    if not file.is_file():
+        raise DataError(
+            f"{file} does not exist: --items names a .item file with the columns {item_field}:token and {title_field}."
+        )
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+        columns = [column.split(":")[0] for column in next(lines, "").rstrip("\r\n").split("\t")]
+        if columns[0] != item_field:
+            raise DataError(f"{file} has the columns {', '.join(columns)}, and the first must be {item_field}:token.")
+        tokens = [line.rstrip("\r\n").split("\t")[0] for line in lines if line.strip()]
+    if not tokens:
+        raise DataError(f"{file} holds no items: one line an item follows the line of column names.")
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for place, token in enumerate(tokens) if token in tokens[:place])
+        raise DataError(f"{file} holds the item {twice} twice: leave one line out.")
+    return tokens, read_titles(file, ["", *tokens], title_field, year_field)[1:]
+
+
 class PieceEncoder:
     """Tokenises one piece of a prompt so that pieces can be joined.
 
@@ -129,3 +154,8 @@ class TitleTokens:
         if file:
             publish(file, lambda temporary: save_file({"ids": tokens.ids, "offsets": tokens.offsets}, temporary))
         return tokens
+
+    def rows(self, first: int) -> TitleTokens:
+        """The titles from the `first` on."""
+        start = self.offsets[first]
+        return TitleTokens(self.ids[start:], self.offsets[first:] - start)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_hatllm import distributed, probe, weights
 from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import PromptTable
 from recbole_hatllm.data.rows import TARGET_LENGTH
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
+from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
-from recbole_hatllm.item_vectors import title_vectors
+from recbole_hatllm.item_vectors import kept_title_vectors, title_vectors
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.positions import taught_places
+from recbole_hatllm.title_head import TitleHead
 from recbole_hatllm.transfer import to_device
 
 
@@ -52,13 +55,10 @@ class LLMRecommender(SequentialRecommender):
             seed=config["seed"],
             check=lambda n_layers: self.layer_kinds(config, n_layers),  # before gigabytes are read
         )
-        encode = PieceEncoder(self.backbone.tokenizer)
-        self.titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
-        words = {"nouns": config["prompt_nouns"], "noun": config["prompt_noun"], "verb": config["prompt_verb"]}
-        self.prompts = PromptTable(self.titles, encode, words, config["item_span"], config["readout"])
+        self.know_titles(dataset.titles)
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
-        whiten = config["readout_norm"] == "whiten"
-        self.head = LinearHead(self.n_items, self.backbone.hidden_size, config["head_dropout"], whiten)
+        for name, part in self.parts(config, self.n_items, self.backbone.hidden_size).items():
+            setattr(self, name, part)
         self.backbone.add_lora(*lora_options(config))
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
@@ -69,10 +69,50 @@ class LLMRecommender(SequentialRecommender):
             "head": {"lr": config["head_lr"] or config["learning_rate"], "weight_decay": config["head_weight_decay"]},
         }
 
+    def know_titles(self, titles: Sequence[str]) -> None:
+        """Makes the prompts' pieces out of all items' titles, by internal id."""
+        encode = PieceEncoder(self.backbone.tokenizer)
+        self.titles = TitleTokens.build(titles, encode, self.config["title_tokens"], cache_folder())
+        words = {name: self.config[f"prompt_{name}"] for name in ("nouns", "noun", "verb")}
+        self.prompts = PromptTable(self.titles, encode, words, self.config["item_span"], self.config["readout"])
+
+    def add_items(self, titles: Sequence[str]) -> None:
+        """Makes items known that training never saw, behind those there are; for ranking only.
+
+        Args:
+            titles: of all items, by internal id, the new ones at the end.
+
+        Raises:
+            ConfigError: the head has no vector for an item without a trained one.
+        """
+        if not isinstance(self.head, TitleHead):
+            raise ConfigError(
+                f"This {type(self).__name__} has head: {self.config['head']}, a weight row for each item of its training and none "
+                "for new ones: train with --head=title or --head=title_id."
+            )
+        known = self.n_items
+        self.know_titles(titles)
+        self.n_items = len(titles)
+        vectors = kept_title_vectors(self.backbone, self.titles.rows(known), self.config["title_layers"])
+        self.head.add_items(vectors)
+
     @staticmethod
     def layer_kinds(config, n_layers: int) -> tuple[str, ...]:
         """The mask kind of each layer, from the first to the last. Plain causal attention unless a model says otherwise."""
         return ("or",) * n_layers
+
+    @staticmethod
+    def parts(config, n_items: int, width: int) -> dict[str, nn.Module]:
+        """What stands beside the backbone, by the name of its attribute: the head.
+
+        Args:
+            n_items: internal ids, padding included. width: size d of the backbone's states.
+        """
+        dropout, whiten = config["head_dropout"], config["readout_norm"] == "whiten"
+        if config["head"] == "linear":
+            return {"head": LinearHead(n_items, width, dropout, whiten)}
+        longest, offsets = config["MAX_ITEM_LIST_LENGTH"], config["head"] == "title_id"
+        return {"head": TitleHead(n_items, width, longest, offsets, dropout, whiten, config["cold_bias"])}
 
     def read(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Tensor:
         """Hidden states at the readout tokens.
@@ -97,16 +137,30 @@ class LLMRecommender(SequentialRecommender):
         at = prompt.readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
         return hidden.gather(1, at).view(*prompt.readout.shape, -1)
 
-    def pairs(self, interaction) -> tuple[Tensor, Tensor]:
-        """What training compares: readout vectors [N, d] and the items [N] that follow, as `targets` says."""
+    def pairs(self, interaction) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares: readout vectors [N, d] and the items [N] that follow, as `targets` says, and the histories
+        [N, L] between which they stand, on the model's device."""
+        targets, history, places = self.taught(interaction)
+        item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        if places is None:
+            vectors = self.read(item_seq, item_len)
+        else:
+            read = self.read(item_seq, item_len, branches=True).flatten(0, 1)
+            vectors = read.index_select(0, to_device(places, self.device))
+        return vectors, to_device(targets, self.device), to_device(history, self.device)
+
+    def taught(self, interaction) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What rows teach, on the host: the items [N], what stands before each of them [N, L], and with `targets: all` the
+        place [N] of its readout among all of the rows."""
         item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         target = interaction[self.POS_ITEM_ID]
         if self.targets == "last":
-            return self.read(item_seq, item_len), to_device(target, self.device)
+            return target, item_seq, None
         taught, following = taught_places(item_seq, item_len, target, interaction[TARGET_LENGTH])
-        places = to_device(taught.flatten().nonzero()[:, 0], self.device)
-        vectors = self.read(item_seq, item_len, branches=True).flatten(0, 1).index_select(0, places)
-        return vectors, to_device(following[taught], self.device)
+        places = taught.flatten().nonzero()[:, 0]
+        column = torch.arange(item_seq.shape[1])
+        history = item_seq[places // len(column)] * (column <= (places % len(column))[:, None])
+        return following[taught], history, places
 
     def targets_in(self, interaction) -> int:
         """How many targets `calculate_loss` takes the mean over."""
@@ -118,8 +172,8 @@ class LLMRecommender(SequentialRecommender):
 
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
-        vectors, targets = self.pairs(interaction)
-        return self.head.loss(vectors, targets, self.label_smoothing)
+        vectors, targets, history = self.pairs(interaction)
+        return self.head.loss(vectors, targets, self.label_smoothing, history=history)
 
     def warm_start(self, rows, show_progress: bool = False) -> list[str]:
         """What comes before the first step, while the adapters still say nothing: the head's start, as the config says.
@@ -131,22 +185,38 @@ class LLMRecommender(SequentialRecommender):
             what was done, in words.
         """
         done = []
-        init = self.config["head_init"]
-        if init == "title":
-            self.eval()
+        init, whitening = self.config["head_init"], self.head.whitening
+        self.eval()
+        if isinstance(self.head, TitleHead):
+            vectors = kept_title_vectors(self.backbone, self.titles, self.config["title_layers"], show_progress)
+            self.head.set_titles(vectors, self.config["title_floor"])
+            self.head.set_seen(torch.cat([rows[self.ITEM_SEQ].flatten(), rows[self.POS_ITEM_ID]]).unique())
+            done.append(
+                f"read {self.n_items - 1:,} titles, {int((~self.head.seen).sum()) - 1:,} of items without interactions"
+            )
+        elif init == "title":
             self.head.start_from(title_vectors(self.backbone, self.titles))
             done.append("started the head from the titles")
-        if init != "probe" and self.head.whitener is None:
+        if init != "probe" and whitening is None:
             return done
-        vectors, targets = probe.readouts(
-            self, self.by_length(rows[:]), self.config["micro_batch_size"] or len(rows), show_progress
-        )
-        done.append(f"read {len(targets):,} targets in {len(rows):,} rows")
-        if self.head.whitener is not None:
-            self.head.fit_whitening(vectors)
+        size = self.config["micro_batch_size"] or len(rows)
+        count = self.config["probe_rows"] or len(rows)
+        order = torch.arange(len(rows)) if count >= len(rows) else torch.randperm(len(rows))
+        read, unread = order[:count], order[count:]
+        vectors, targets, history = probe.readouts(self, self.by_length(rows[read]), size, show_progress)
+        done.append(f"read {len(targets):,} targets in {len(read):,} rows")
+        if whitening is not None:
+            whitening.fit(vectors)
             done.append("whitened the readout")
         if init == "probe":
-            loss = probe.fit(self.head, vectors, targets, self.config["probe_epochs"], self.config["probe_lr"])
+            if isinstance(self.head, TitleHead) and len(unread):  # it learns from histories, too
+                further, before, _ = self.taught(rows[unread])
+                targets, history = (
+                    torch.cat([targets, further.to(self.device)]),
+                    torch.cat([history, before.to(self.device)]),
+                )
+            epochs, lr = self.config["probe_epochs"], self.config["probe_lr"]
+            loss = probe.fit(self.head, vectors, targets, history, epochs, lr, show_progress=show_progress)
             done.append(f"probed to loss {loss:.4f}")
         return done
 
@@ -159,7 +229,7 @@ class LLMRecommender(SequentialRecommender):
         order = self.prompts.title_tokens(item_seq).argsort()
         parts = order.split(self.config["micro_batch_size"] or len(order))
         vectors = torch.cat([self.read(item_seq[part], item_len[part]) for part in parts])
-        return self.head(vectors[to_device(order.argsort(), self.device)]).float()
+        return self.head(vectors[to_device(order.argsort(), self.device)], to_device(item_seq, self.device)).float()
 
     def predict(self, interaction) -> Tensor:
         """[B] float32: the score of each row's own item."""

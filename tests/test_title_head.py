@@ -1,0 +1,237 @@
+"""The head that reads titles: closed forms in float64, what is cold stays cold, and catalogues that training never saw."""
+
+from math import exp, inf, log, sqrt
+
+import pytest
+import torch
+
+from recbole_hatllm import item_vectors, load, run
+from recbole_hatllm.errors import ConfigError, DataError
+from recbole_hatllm.title_head import TitleHead
+from tests.conftest import random_sequences, write_dataset
+
+COLD = {3, 7}
+HISTORY = torch.tensor([[1, 2, 1, 0], [4, 3, 0, 0], [5, 6, 8, 9], [2, 2, 2, 2]])
+TARGET = torch.tensor([4, 1, 2, 9])
+
+
+@pytest.fixture
+def head():
+    """Ten items of width 6, two of them cold; every parameter has some value."""
+    torch.manual_seed(0)
+    head = TitleHead(10, 6, longest=4, offsets=True, whiten=True, cold_bias=0.7).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    head.set_seen(torch.tensor([item for item in range(1, 10) if item not in COLD]))
+    head.whitening.fit(torch.randn(50, 6) * torch.arange(1, 7) + 3)
+    head.set_titles(torch.randn(10, 6).double() * torch.arange(1, 7) + 1, floor=0.1)
+    return head
+
+
+def scores_by_hand(head, vector, history):
+    """The equations of the docstring, one number at a time; padding left out of nothing but the history."""
+    items = [
+        [v + (0 if item in {0, *COLD} else o) for v, o in zip(head.vectors[item].tolist(), head.offsets[item].tolist())]
+        for item in range(10)
+    ]
+    rows = []
+    white = ((vector - head.whitening.mean) @ head.whitening.map).tolist()
+    for h, past in zip(white, history.tolist()):
+        past = [item for item in past if item]
+        raw = [exp(head.recency[age].item()) for age in range(len(past) - 1, -1, -1)]
+        content = [sum(w / sum(raw) * items[item][k] for w, item in zip(raw, past)) for k in range(6)]
+        query = [
+            content[k]
+            + sum(content[m] * head.mix[m, k].item() for m in range(6))
+            + sum(h[m] * head.readout[m, k].item() for m in range(6)) / sqrt(6)
+            for k in range(6)
+        ]
+        rows.append(
+            [
+                exp(head.scale.item()) * sum(q * e for q, e in zip(query, items[item]))
+                + (head.again.item() if item in past else 0)
+                + (0.7 if item in COLD else 0)
+                for item in range(10)
+            ]
+        )
+    return rows
+
+
+def test_scores_are_those_of_the_equation(head):
+    vector = torch.randn(4, 6).double()
+    scores = head.eval()(vector, HISTORY)
+    assert (scores[:, 0] == -inf).all()
+    expected = torch.tensor(scores_by_hand(head, vector, HISTORY), dtype=torch.float64)
+    assert (scores[:, 1:] - expected[:, 1:]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_is_minus_log_softmax_over_what_training_sees(head, smoothing):
+    vector = torch.randn(4, 6).double()
+    expected = 0.0
+    for row, target in zip(scores_by_hand(head, vector, HISTORY), TARGET.tolist()):
+        warm = {item: row[item] for item in range(1, 10) if item not in COLD}
+        total = log(sum(map(exp, warm.values())))
+        expected -= (1 - smoothing) * (warm[target] - total)
+        expected -= smoothing * sum(score - total for score in warm.values()) / len(warm)
+    assert head.eval().loss(vector, TARGET, smoothing, history=HISTORY).item() == pytest.approx(expected / 4, abs=1e-12)
+
+
+def test_pieces_change_neither_loss_nor_gradients(head, monkeypatch):
+    vector = torch.randn(4, 6).double()
+
+    def gradients():
+        head.zero_grad()
+        given = vector.clone().requires_grad_()
+        loss = head.loss(given, TARGET, 0.1, history=HISTORY)
+        loss.backward()
+        return [loss.detach(), given.grad, *(p.grad.clone() for p in head.parameters())]
+
+    whole = gradients()
+    monkeypatch.setattr("recbole_hatllm.head.PIECE", 3 * 7)  # three rows of the seven warm items, and one more
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(whole, gradients()))
+    assert all(gradient.abs().sum() > 0 for gradient in whole)
+
+
+def test_offsets_of_cold_items_stay_what_they_are(head):
+    before = head.offsets.detach().clone()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.0)
+    head.loss(torch.randn(4, 6).double(), TARGET, history=HISTORY).backward()
+    optimizer.step()
+    moved = (head.offsets.detach() != before).any(1)
+    assert {item for item in range(10) if not moved[item]} == {0, *COLD}
+
+
+def test_untrained_it_ranks_by_the_likeness_of_titles():
+    torch.manual_seed(1)
+    head = TitleHead(50, 8, longest=3).eval()
+    said = torch.randn(50, 8) * 5 + 2
+    said[33] = said[12]
+    head.set_titles(said, floor=0.1)
+    with torch.no_grad():
+        scores = head(torch.randn(1, 8), torch.tensor([[12, 0, 0]]))
+    assert scores.argmax() == 33 and torch.allclose(head.vectors[1:].norm(dim=1), torch.ones(49), atol=1e-5)
+    cosine = head.vectors @ head.vectors[12]
+    others = [item for item in range(1, 50) if item != 12]
+    assert torch.allclose(scores[0, others], 10 * cosine[others], atol=1e-5)
+    assert scores[0, 12] == pytest.approx(0, abs=1e-5)  # its own title, less what a repetition costs
+
+
+def test_added_items_score_as_cold_ones_of_their_title_do(head):
+    said = torch.randn(10, 6).double()
+    head.set_titles(said, floor=0.1)
+    vector = torch.randn(4, 6).double()
+    before = head.eval()(vector, HISTORY)
+    head.add_items(said[[7, 3]])
+    after = head(vector, HISTORY)
+    assert torch.allclose(after[:, :10], before, atol=1e-12)
+    assert torch.allclose(after[[0, 2, 3]][:, [10, 11]], before[[0, 2, 3]][:, [7, 3]], atol=1e-12)
+
+
+def test_items_whose_sight_is_restored_are_scored_with_their_offsets(head):
+    """The lists made of `seen` follow it: a state that is copied in place, as a resumed run does, too."""
+    vector = torch.randn(4, 6).double()
+    head.loss(vector, TARGET, history=HISTORY)
+    head.seen.copy_(torch.arange(10) > 0)
+    all_seen = head.eval().loss(vector, torch.tensor([3, 7, 3, 7]), history=HISTORY)
+    assert all_seen.isfinite() and head._warm_items()[0].tolist() == list(range(1, 10))
+
+
+# --- In a run
+
+
+@pytest.fixture
+def keys(tmp_path, tiny):
+    """A run on data with two items that only test rows have."""
+    sequences = random_sequences(30, 18)
+    sequences["u3"].append(18)
+    sequences["u4"].append(19)
+    write_dataset(tmp_path, "colder", sequences)
+    return {**tiny, "data_path": str(tmp_path), "head": "title_id", "head_init": "probe", "readout_norm": "whiten"}
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_a_run_with_offsets_knows_what_is_cold_and_loads_as_it_was(keys, targets):
+    result = run("HatLLM", "colder", config_dict={**keys, "targets": targets})
+    trained = load(result["folder"])
+    cold = {trained.items.item_tokens[item] for item in (~trained.model.head.seen).nonzero()[1:, 0].tolist()}
+    assert cold == {"i18", "i19"}
+    assert (trained.model.head.offsets[~trained.model.head.seen] == 0).all()
+    assert trained.model.head.offsets.abs().sum() > 0 and result["test_parts"]["cold"]["rows"] == 2
+    first = [(r.item, r.score) for r in trained.recommend(["i1", "i2"], 5)]
+    assert first == [(r.item, r.score) for r in load(result["folder"]).recommend(["i1", "i2"], 5)]
+
+
+def test_half_of_the_rows_read_is_enough_to_learn_from_all_histories(keys):
+    from recbole_hatllm import probe
+
+    seen = {}
+
+    def note(head, vectors, targets, history, *rest, **more):
+        seen.update(read=len(vectors), taught=len(targets), unequal=len(history) != len(targets))
+        return fit(head, vectors, targets, history, *rest, **more)
+
+    fit = probe.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "fit", note)
+        result = run("HatLLM", "colder", config_dict={**keys, "probe_rows": 40, "train_steps": 0})
+    assert seen == {"read": 40, "taught": result["rows"]["train"], "unequal": False}
+
+
+def test_the_table_is_kept_and_a_damaged_copy_is_made_again(keys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECBOLE_HATLLM_CACHE", str(tmp_path / "cache"))
+    short = {**keys, "train_steps": 0, "probe_epochs": 1}
+    first = run("HatLLM", "colder", config_dict=short)
+    (file,) = (tmp_path / "cache" / "title-vectors").iterdir()
+    whole = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(item_vectors, "title_vectors", lambda *_, **__: pytest.fail("read again"))
+        assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"]
+    file.write_bytes(whole[: len(whole) // 2])
+    assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"] and file.read_bytes() == whole
+
+
+def test_recommends_out_of_a_catalogue_that_training_never_saw(keys, tmp_path, capsys):
+    from recbole_hatllm.cli import main
+
+    folder = run("HatLLM", "colder", config_dict={**keys, "learning_rate": 0.05})["folder"]
+    trained = load(folder)
+    at = trained.find("i19")
+    cold = {r.item: r.score for r in trained.recommend(["i1", "i2"], 19)}["i19"]
+    file = tmp_path / "new.item"
+    title = trained.items.titles[at]
+    file.write_text(f"item_id:token\ttitle:token_seq\nn1\t{title}\nn2\tA film of tomorrow\ni2\tHeat\n")
+    trained.offer(file)
+    found = {r.item: r for r in trained.recommend(["i1", "n2"], 3)}
+    assert found.keys() == {"n1", "n2", "i2"} and found["n2"].title == "A film of tomorrow"
+    # An item with the title of a cold one has its score, whatever the adapters have learned meanwhile.
+    assert {r.item: r.score for r in trained.recommend(["i1", "i2"], 3)}["n1"] == pytest.approx(cold, abs=1e-4)
+    with pytest.raises(ConfigError, match="k is 4, and must be from 1 to the 3 items"):
+        trained.recommend(["i1"], 4)
+    assert main(["recommend", f"--run={folder}", "--history=i1", f"--items={file}", "--k=2"]) == 0
+    assert "[item " in capsys.readouterr().out
+
+
+def test_a_catalogue_that_cannot_be_scored_ends_in_one_sentence(keys, tmp_path, tiny):
+    file = tmp_path / "new.item"
+    linear = load(run("HatLLM", "colder", config_dict={**keys, "head": "linear", "train_steps": 0})["folder"])
+    file.write_text("item_id:token\ttitle:token_seq\nn1\tA film of tomorrow\n")
+    with pytest.raises(ConfigError, match=r"head: linear, a weight row for each item.*--head=title"):
+        linear.offer(file)
+    for content, problem in (
+        ("title:token_seq\titem_id:token\n", "the first must be item_id:token"),
+        ("item_id:token\ttitle:token_seq\n", "holds no items"),
+        ("item_id:token\ttitle:token_seq\nn1\tA\nn1\tB\n", "the item n1 twice"),
+        ("item_id:token\ttitle:token_seq\nn1\t\n", "1 of 1 items have no title"),
+    ):
+        file.write_text(content)
+        with pytest.raises(DataError, match=problem):
+            linear.offer(file)
+    with pytest.raises(DataError, match="does not exist"):
+        linear.offer(tmp_path / "none.item")
+
+
+def test_more_title_layers_than_there_are_end_in_one_sentence(keys):
+    with pytest.raises(ConfigError, match=r"title_layers is 99, and random-tiny has \d layers"):
+        run("HatLLM", "colder", config_dict={**keys, "title_layers": 99})
