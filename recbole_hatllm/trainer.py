@@ -243,6 +243,8 @@ class StepTrainer(RunTrainer, Trainer):
         ]
 
     def _validate(self, valid_data, show_progress: bool) -> None:
+        if self.step and hasattr(self.model, "before_validation"):
+            self.model.before_validation()
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         result = {name: float(value) for name, value in result.items()}
         loss = self.losses[0] / self.losses[1] if self.losses[1] else None

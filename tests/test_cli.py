@@ -53,9 +53,9 @@ def test_hatllm_trains_evaluates_and_recommends(finished):
 
 
 def test_the_real_smollm2_end_to_end(tmp_path):
-    recipe = ROOT / "properties" / "recipe" / "small.yaml"
-    small = ["--train_steps=2", "--eval_step=2", "--head_init=title", "--readout_norm=none", "--train_batch_size=8",
-             "--backbone_layers=2", *HAT]  # fmt: skip
+    recipe = ROOT / "properties" / "recipe" / "ml-100k.yaml"
+    small = ["--head=linear", "--train_steps=2", "--eval_step=2", "--head_init=title", "--readout_norm=none",
+             "--train_batch_size=8", "--backbone_layers=2", *HAT]  # fmt: skip
     done = cli(
         "--model=HatLLM", "--dataset=ml-100k", f"--config_files={recipe}", *small, f"--run_dir={tmp_path / 'run'}"
     )

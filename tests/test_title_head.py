@@ -192,6 +192,24 @@ def test_the_table_is_kept_and_a_damaged_copy_is_made_again(keys, tmp_path, monk
     assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"] and file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("table", ["frozen", "refreshed"])
+def test_a_refreshed_table_is_what_the_adapters_say(keys, table):
+    """A learning rate that changes the adapters at once, and the last step's weights, not the best ones."""
+    keys |= {"title_table": table, "learning_rate": 0.1, "train_steps": 4, "eval_step": 2, "stopping_step": 9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recbole_hatllm.trainer.early_stopping", lambda score, *_, **__: (score, 0, False, True))
+        model = load(run("HatLLM", "colder", config_dict=keys)["folder"]).model
+    with model.backbone.without_adapters():
+        bare = item_vectors.title_vectors(model.backbone, model.titles)
+    adapted = item_vectors.title_vectors(model.backbone, model.titles)
+    assert (adapted - bare).abs().max() > 0.01
+    far = {
+        name: (model.head.title_vectors(said)[1:] - model.head.vectors[1:]).abs().max()
+        for name, said in (("frozen", bare), ("refreshed", adapted))
+    }
+    assert far[table] < 1e-5 < 1e-3 < max(far.values())
+
+
 def test_recommends_out_of_a_catalogue_that_training_never_saw(keys, tmp_path, capsys):
     from recbole_hatllm.cli import main
 

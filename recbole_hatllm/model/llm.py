@@ -93,8 +93,8 @@ class LLMRecommender(SequentialRecommender):
         known = self.n_items
         self.know_titles(titles)
         self.n_items = len(titles)
-        vectors = kept_title_vectors(self.backbone, self.titles.rows(known), self.config["title_layers"])
-        self.head.add_items(vectors)
+        read = title_vectors if self.config["title_table"] == "refreshed" else kept_title_vectors
+        self.head.add_items(read(self.backbone, self.titles.rows(known), self.config["title_layers"]))
 
     @staticmethod
     def layer_kinds(config, n_layers: int) -> tuple[str, ...]:
@@ -219,6 +219,13 @@ class LLMRecommender(SequentialRecommender):
             loss = probe.fit(self.head, vectors, targets, history, epochs, lr, show_progress=show_progress)
             done.append(f"probed to loss {loss:.4f}")
         return done
+
+    def before_validation(self) -> None:
+        """Reads the titles again, with what the adapters have learned, where `title_table` is `refreshed`."""
+        if isinstance(self.head, TitleHead) and self.config["title_table"] == "refreshed":
+            self.eval()
+            vectors = title_vectors(self.backbone, self.titles, self.config["title_layers"])
+            self.head.set_titles(vectors, self.config["title_floor"])
 
     def full_sort_predict(self, interaction) -> Tensor:
         """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read.
