@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Sequence
@@ -62,7 +63,23 @@ def with_lora(
     with warnings.catch_warnings():  # peft asks transformers by a name that it is about to lose
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         adapted = get_peft_model(model, config)
-    for layer in adapted.modules():
+    quicken(adapted)
+    return adapted
+
+
+def second(model: PeftModel, name: str) -> None:
+    """Adds adapters of the same form under another name, trained as well; which of them are on, `Backbone.adapter` says."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
+    quicken(model)
+    added = [parameter for full, parameter in model.named_parameters() if f".{name}." in full]
+    for parameter in (*trained, *added):  # PEFT trains only those that are on
+        parameter.requires_grad_(True)
+
+
+def quicken(model: PeftModel) -> None:
+    """Makes PEFT's layers compute as the decoder does."""
+    for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False
             for part in (*layer.lora_A.values(), *layer.lora_B.values()):
@@ -70,7 +87,6 @@ def with_lora(
             for part in layer.lora_dropout.values():
                 if isinstance(part, nn.Dropout):  # and not the Identity that PEFT puts in place of none
                     part.__class__ = QuickDropout
-    return adapted
 
 
 class AsItsInput(nn.Linear):

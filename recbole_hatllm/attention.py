@@ -20,8 +20,8 @@ from recbole_hatllm.errors import BackboneError
 
 # transformers looks for "sdpa", "flash" and "flex" inside such names, so ours contains none of them.
 NAME = "hatllm"
-# Entries of hat_masks beside those of the kinds: a TokenPool, and the mask of what all its rows begin with.
-POOL, BEGINNING = "pool", "beginning"
+# Entries of hat_masks beside those of the kinds: a TokenPool, the mask of what all its rows begin with, and a Past.
+POOL, BEGINNING, PAST = "pool", "beginning", "past"
 
 
 def hat_attention(
@@ -38,7 +38,7 @@ def hat_attention(
 
     Args:
         module: an attention module that `attach` has marked.
-        query, key, value: [B, heads, T, d], or of a token pool [1, heads, P + N, d].
+        query, key, value: [B, heads, T, d], or of a token pool [1, heads, P + N, d]; with a past, of the tokens behind it.
         attention_mask: not read; transformers builds none for a name it does not know.
         hat_masks: from `additive`, with the pool if there is one; the keyword of the model's forward call.
 
@@ -59,7 +59,10 @@ def hat_attention(
     else:
         attend = {"plain": plain_attention, "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"]}[kernel]
     masks = [_mask(hat_masks, kind, kwargs.get("sliding_window")) for kind in (module.hat_kind, BEGINNING)]
-    if (pool := hat_masks.get(POOL)) is None:
+    pool = hat_masks.get(POOL)
+    if (past := hat_masks.get(PAST)) is not None:
+        key, value = past.extend(module.layer_idx, key, value, pool)
+    if pool is None:
         return attend(module, query, key, value, masks[0].to(query.dtype), **kwargs)
 
     def in_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -122,8 +125,12 @@ def _mask(masks: dict, kind: str, window: int | None) -> Tensor | None:
     if mask is None or not window or window >= mask.shape[-1]:
         return mask
     if (kind, window) not in masks:
-        column = torch.arange(mask.shape[-1], device=mask.device)
-        too_old = column[-mask.shape[-2] :, None] - column >= window  # the mask may have the last rows only
+        past = masks.get(PAST)
+        if past is None or past.distance is None:
+            column = torch.arange(mask.shape[-1], device=mask.device)
+            too_old = column[-mask.shape[-2] :, None] - column >= window  # the mask may have the last rows only
+        else:  # columns do not stand in the order of positions
+            too_old = past.distance[:, None] >= window
         masks[kind, window] = mask.masked_fill(too_old, torch.finfo(mask.dtype).min)
     return masks[kind, window]
 

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recbole_hatllm import adapters, weights
-from recbole_hatllm.attention import BEGINNING, POOL, additive, attach
+from recbole_hatllm.attention import BEGINNING, PAST, POOL, additive, attach
 from recbole_hatllm.errors import BackboneError, DataError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.masks import KINDS
+from recbole_hatllm.past import Past
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.pretrained import from_pretrained, locate, quiet, random_tiny
 
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         pool: TokenPool | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -70,6 +72,7 @@ class Backbone(nn.Module):
             input_ids: [B, T] int64; or else
             inputs_embeds: [B, T, d], from `embed` and what replaces some of it.
             pool: of the real tokens (`pool.py`), which the decoder then works on; the masks of what it shares are causal.
+            past: tokens read before, which these see too, and which these join; `masks` then are [B, 1, T, columns so far].
 
         Returns:
             [B, T, d] in the type of the backbone; meaningless in padding.
@@ -87,7 +90,7 @@ class Backbone(nn.Module):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=False,
-            hat_masks={**additive(masks, dtype), POOL: pool},
+            hat_masks={**additive(masks, dtype), POOL: pool, PAST: past},
         )
         hidden = output.last_hidden_state
         return hidden if pool is None else pool.unpack(hidden)
@@ -134,6 +137,20 @@ class Backbone(nn.Module):
         """
         self.model = adapters.with_lora(self.model, self.identity, r, alpha, dropout, targets, from_layer)
 
+    def add_adapter(self, name: str) -> None:
+        """Adds a second set of adapters like the first, which `add_lora` has made; it is on inside `adapter(name)` alone."""
+        adapters.second(self.model, name)
+
+    @contextmanager
+    def adapter(self, name: str) -> Iterator[None]:
+        """Inside, the adapters of that name are on and no others. Not for layers that are computed again in the backward pass."""
+        with self._trained_as_before():
+            self.model.set_adapter(name)
+            try:
+                yield
+            finally:
+                self.model.set_adapter("default")
+
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Inside, the decoder computes as it was pretrained; what is trained stays so."""
@@ -176,15 +193,20 @@ class Backbone(nn.Module):
             layer.compile(dynamic=True, backend=backend)
 
     def save_adapter(self, folder: Path) -> None:
-        """Writes the two files of an adapter in PEFT's own format; nothing of the backbone is in them."""
+        """Writes the two files of an adapter in PEFT's own format; nothing of the backbone is in them.
+
+        Those of a second set of adapters have its name before theirs: `item_adapter_model.safetensors`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._adapter().items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = self.model.peft_config["default"].to_dict()
-        config |= {"base_model_name_or_path": self.identity["name"], "inference_mode": True}
-        config["target_modules"] = sorted(config["target_modules"])
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        for name, config in self.model.peft_config.items():
+            weights_file, config_file = _adapter_files(folder, name)
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._adapter(name).items()}
+            save_file(tensors, weights_file, metadata={"format": "pt"})
+            config = config.to_dict()
+            config |= {"base_model_name_or_path": self.identity["name"], "inference_mode": True}
+            config["target_modules"] = sorted(config["target_modules"])
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
 
     def load_adapter(self, folder: Path) -> None:
         """Reads what `save_adapter` wrote into the adapters that are there.
@@ -192,23 +214,30 @@ class Backbone(nn.Module):
         Raises:
             DataError: a file is missing or damaged, or the adapters are of another shape or scale.
         """
-        folder = Path(folder)
-        tensors = weights.read(folder / "adapter_model.safetensors")
-        file = folder / "adapter_config.json"
-        try:
-            alpha = json.loads(file.read_text())["lora_alpha"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file} is not a whole adapter configuration ({error}): take another copy, or train again."
-            ) from error
-        weights.check_names(self._adapter(), tensors)
-        own = self.model.peft_config["default"].lora_alpha
-        if alpha != own:
-            raise DataError(f"{file} has lora_alpha {alpha} and this run has {own}: use the run folder's config.yaml.")
-        set_peft_model_state_dict(self.model, tensors)
+        for name, config in self.model.peft_config.items():
+            weights_file, file = _adapter_files(Path(folder), name)
+            tensors = weights.read(weights_file)
+            try:
+                alpha = json.loads(file.read_text())["lora_alpha"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{file} is not a whole adapter configuration ({error}): take another copy, or train again."
+                ) from error
+            weights.check_names(self._adapter(name), tensors)
+            own = config.lora_alpha
+            if alpha != own:
+                raise DataError(
+                    f"{file} has lora_alpha {alpha} and this run has {own}: use the run folder's config.yaml."
+                )
+            set_peft_model_state_dict(self.model, tensors, adapter_name=name)
 
-    def _adapter(self) -> dict[str, Tensor]:
-        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+    def _adapter(self, name: str) -> dict[str, Tensor]:
+        return get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
+
+
+def _adapter_files(folder: Path, name: str) -> tuple[Path, Path]:
+    prefix = "" if name == "default" else f"{name}_"
+    return folder / f"{prefix}adapter_model.safetensors", folder / f"{prefix}adapter_config.json"
 
 
 def load_backbone(

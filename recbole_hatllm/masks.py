@@ -60,6 +60,20 @@ def attention_mask(kind: str, span: Tensor, is_last: Tensor, valid: Tensor) -> T
     return (allowed | torch.eye(tokens, dtype=torch.bool, device=span.device))[:, None]
 
 
+def response_mask(kind: str, span: Tensor, is_last: Tensor, valid: Tensor) -> Tensor:
+    """Which tokens of the prompt a token behind it may attend to, such as one that is being written: a template token, F = 0.
+
+    By equations (2)-(5) that is every token of the prompt; only `cr_all` leaves of each item its last token alone.
+
+    Args:
+        kind, span, is_last, valid: of the prompt, as `attention_mask` takes them.
+
+    Returns:
+        [B, T] bool, the same for every such token.
+    """
+    return valid & ((span < 0) | is_last) if kind == "cr_all" else valid
+
+
 def branch_mask(branch: Tensor, stem: Tensor) -> Tensor:
     """Which keys a query may see where a prompt has branches, on top of its `attention_mask`.
 

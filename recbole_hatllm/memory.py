@@ -64,6 +64,8 @@ class Memory:
         model_class = registry.model_class(config["model"])
         if not getattr(model_class, "is_llm", False):
             raise ConfigError(f"{config['model']} has no backbone: memory is for LLM recommenders, such as HatLLM.")
+        if what := model_class.uncounted(config):
+            raise ConfigError(f"memory does not count {what}.")
         self.gpu = torch.device(config["device"]).type == "cuda" or config["load_in_4bit"]
         by_machine = torch.bfloat16 if config["load_in_4bit"] else torch_dtype("auto", config["device"])
         self.dtype = by_machine if config["dtype"] == "auto" else torch_dtype(config["dtype"], config["device"])

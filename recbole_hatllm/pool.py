@@ -73,13 +73,14 @@ class TokenPool:
         parts = []
         if shared:
             parts.append(attention(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], beginning)[0])
-        keys, values = (
-            torch.cat([part[:, :, :shared].expand(self.rows, -1, -1, -1), self._in_rows(part)], 2)
-            for part in (key, value)
-        )
-        by_row = attention(self._in_rows(query), keys, values, mask)
+        by_row = attention(self._in_rows(query), self.whole_rows(key), self.whole_rows(value), mask)
         parts.append(by_row.flatten(0, 1).index_select(0, self.own))
         return torch.cat(parts)[None]
+
+    def whole_rows(self, pooled: Tensor) -> Tensor:
+        """[1, heads, P + N, d] -> [B, heads, T, d], the beginning in every row; padding is 0."""
+        beginning = pooled[:, :, : self.shared].expand(self.rows, -1, -1, -1)
+        return torch.cat([beginning, self._in_rows(pooled)], 2)
 
     def _in_rows(self, pooled: Tensor) -> Tensor:
         """[1, heads, P + N, d] -> [B, heads, T - P, d], without the beginning; padding is 0."""

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer
 
 from recbole_hatllm import registry
-from recbole_hatllm.data.prompt import TEMPLATE, WRAPPINGS
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.files import cache_folder
@@ -32,29 +31,33 @@ def prompt_size(config, items: int | None = None, tokens: int | None = None) -> 
     """The number of items and the size of a prompt: as given, the rest from the dataset.
 
     Raises:
-        ConfigError: something is not given, and the dataset's files are not here. DataError: they are broken.
+        ConfigError: the model is no LLM recommender; something is not given, and the dataset's files are not here.
+        DataError: they are broken.
     """
+    template = llm_class(config).template
+    wrapping = template.wrappings[config["item_span"]]
     tokenizer = _tokenizer(str(config["backbone"]))
     encode = PieceEncoder(tokenizer) if tokenizer else _words
     words = {"nouns": config["prompt_nouns"], "noun": config["prompt_noun"], "verb": config["prompt_verb"]}
-    head, tail = (len(encode(text)) for text in TEMPLATE.format(**words, items="{items}").split(" {items}"))
+    head, tail = (len(encode(text)) for text in template.text.format(**words, items="{items}").split(" {items}"))
     # One token for the quote before the first title, one for what some tokenizers begin a text with.
-    shared = head + 2
+    shared = head + bool(wrapping.start or wrapping.open) + template.bos
     if items and tokens:
         return items, PromptSize(tokens, min(shared, tokens // 2), "given")
     dataset = _dataset(config)
     items = items or dataset.item_num - 1
     if tokens:
         return items, PromptSize(tokens, min(shared, tokens // 2), "given")
-    wrapping = WRAPPINGS[config["item_span"]]
     opening, between, end = (
         sum(len(encode(text)) for text, _ in parts) for parts in (wrapping.open, wrapping.between, wrapping.end)
     )
-    if tokenizer:
+    if not template.titles:
+        titles = torch.zeros(dataset.item_num, dtype=torch.int64)
+    elif tokenizer:
         titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder()).offsets.diff()
     else:
         titles = torch.tensor([min(len(encode(title)), config["title_tokens"]) for title in dataset.titles])
-    titles = titles + opening
+    titles = titles + opening + len(encode(wrapping.close)) + template.slots
     titles[0] = 0  # padding
     rows = dataset.build()[0].inter_feat
     history, length = dataset.iid_field + config["LIST_SUFFIX"], dataset.item_list_length_field
@@ -66,6 +69,18 @@ def prompt_size(config, items: int | None = None, tokens: int | None = None) -> 
         longest = max(longest, int(counts.max()))
     known = "by the backbone's tokenizer" if tokenizer else f"words x {TOKENS_A_WORD}, its tokenizer is not here"
     return items, PromptSize(shared + longest, shared, f"the longest of {len(rows):,} training rows, {known}")
+
+
+def llm_class(config) -> type:
+    """The class of the model of `config`.
+
+    Raises:
+        ConfigError: it is no LLM recommender.
+    """
+    model_class = registry.model_class(config["model"])
+    if not getattr(model_class, "is_llm", False):
+        raise ConfigError(f"{config['model']} has no backbone: memory is for LLM recommenders, such as HatLLM.")
+    return model_class
 
 
 def _dataset(config):

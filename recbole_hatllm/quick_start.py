@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from recbole.utils import init_seed
 
 from recbole_hatllm import distributed, registry, run_folder, sharding, target_parts, unseen_users, weights
@@ -97,6 +98,7 @@ def _execute(config, folder: Path) -> dict:
         trained = time.monotonic()
         if trainer.best() is None:  # nothing was trained or validated: the model as it is
             trainer._save_checkpoint(0)
+        trainer.choose(valid)
         test_result = trainer.evaluate(test, show_progress=show_progress)
         ranks = _rank_table(dataset, test, trainer.eval_collector.ranks)
         result = {
@@ -127,6 +129,11 @@ def _execute(config, folder: Path) -> dict:
             },
             "versions": run_folder.versions(),
         }
+        if hasattr(model, "written"):
+            rows = test.dataset.inter_feat
+            written = distributed.gather_rows({"written": torch.cat(model.written)}, len(rows))["written"]
+            if distributed.first():
+                run_folder.write_lines(folder / "written.jsonl", model.told(rows, written, ranks))
         if distributed.first():
             run_folder.finish(folder, trainer.best(), ranks, result)
         distributed.barrier()

@@ -13,11 +13,11 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 
-from recbole_hatllm import registry, run_folder, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.data.titles import clean, read_catalogue
 from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.model.llm import LLMRecommender
+from recbole_hatllm.trained import Catalogue, load_model
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,6 @@ class Recommendation:
     item: str
     title: str
     score: float
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The items of a finished run: all an LLM recommender needs to know of its data, read from the run folder."""
-
-    item_tokens: list[str]
-    titles: list[str]
-
-    @property
-    def item_num(self) -> int:
-        """Internal ids, padding included."""
-        return len(self.item_tokens)
-
-    def num(self, field: str) -> int:
-        """RecBole's name for `item_num`."""
-        return self.item_num
 
 
 class TrainedRun:
@@ -157,18 +140,4 @@ def load(folder: str | Path) -> TrainedRun:
         ConfigError: not a run folder, or an unfinished one.
         DataError: damaged or foreign weights; what differs is named.
     """
-    folder = Path(folder)
-    stored = run_folder.read_config(folder)
-    result = run_folder.read_result(folder)
-    if result is None:
-        raise ConfigError(f"The run in {folder} is not finished: go on with --resume={folder}.")
-    config = Config(stored.pop("model"), stored.pop("dataset"), config_dict=stored)
-    tokens, titles = run_folder.read_items(folder)
-    items = source = Catalogue(tokens, titles)
-    model_class = registry.model_class(config["model"])
-    if not getattr(model_class, "is_llm", False):
-        dataset = registry.create_dataset(config)
-        source = registry.data_loaders(config, dataset)[0].dataset
-    model = model_class(config, source).to(config["device"])
-    weights.load_model(model, folder, weights.items_identity(source.item_tokens))
-    return TrainedRun(folder, config, model.eval(), items, result)
+    return TrainedRun(Path(folder), *load_model(folder))

@@ -2,6 +2,7 @@
 
     adapter_model.safetensors, adapter_config.json, head.safetensors   an LLM recommender, or
     model.safetensors                                                  any other model
+    written.jsonl                                                      of a model that writes: what, for every test row
     config.yaml  items.tsv  result.json  ranks.npz  README.md  log.txt  tensorboard/
     state.safetensors, best-<step>/                                    only while the run is not finished
 
@@ -15,6 +16,7 @@ import json
 import platform
 import shutil
 import zipfile
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -102,6 +104,12 @@ def read_items(folder: Path) -> tuple[list[str], list[str]]:
             f"{Path(folder) / 'items.tsv'} is damaged or missing ({error}): take another copy of the run."
         ) from error
     return [row[1] for row in rows], [row[2] for row in rows]
+
+
+def write_lines(file: Path, rows: Iterable[dict]) -> None:
+    """One JSON object a line."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    publish(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:

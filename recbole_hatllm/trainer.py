@@ -76,12 +76,28 @@ class RunTrainer:
         if distributed.first():
             publish(self.folder / f"best-{epoch}", write)
 
+    def choose(self, valid_data) -> None:
+        """Lets a model that has something to choose on validation once its best weights are known do so, and keeps it with them."""
+        if not hasattr(self.model, "choose"):
+            return
+        self._load_best()
+        if done := self.model.choose(valid_data):
+            self.logger.info(done)
+            self._save_checkpoint(self.best().name.split("-")[1])
+
+    def _load_best(self, folder=None) -> None:
+        distributed.barrier()  # the first process may still be writing them
+        if source := folder or self.best():
+            weights.load_model(self.model, Path(source), self.items)
+
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """RecBole's evaluation; `model_file` is a folder of weights, by default the best of this run."""
-        distributed.barrier()  # the first process may still be writing them
-        source = model_file or (self.best() if load_best_model else None)
-        if source:
-            weights.load_model(self.model, Path(source), self.items)
+        if load_best_model or model_file:
+            self._load_best(model_file)
+        else:
+            distributed.barrier()
+        if hasattr(self.model, "written"):
+            self.model.written = []
         unseen_users.fill(self.model, eval_data.dataset)
         distributed.align(self.model)
         self.eval_collector.rows = len(eval_data.dataset)

@@ -112,10 +112,10 @@ def test_a_warm_start_survives_a_kill(tmp_path, tiny, head):
 
 
 def test_a_title_start_is_what_the_backbone_says_of_each_title_alone(tiny):
-    from recbole_hatllm.item_vectors import title_vectors
+    from recbole_hatllm import text_states
 
     model, _, _ = build("HatLLM", tiny)
-    vectors = title_vectors(model.backbone, model.titles, batch_size=7)
+    vectors = text_states.table(model.backbone, model.titles, "mean")
     for item in (1, 5, 20):
         ids = model.titles.ids[model.titles.offsets[item] : model.titles.offsets[item + 1]][None]
         mask = torch.full((ids.shape[1], ids.shape[1]), -1e30).triu(1)[None, None]

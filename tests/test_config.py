@@ -91,8 +91,8 @@ def test_keys_that_recbole_reads_without_declaring_are_known():
 
 
 def test_a_key_of_another_model_is_said(caplog):
-    Config("BIGRec", "ml-100k", config_dict={"n_in": 2})
-    assert "BIGRec does not read the key n_in" in caplog.text
+    Config("BIGRec", "ml-100k", config_dict={"history_decay": 0.5})
+    assert "BIGRec does not read the key history_decay" in caplog.text
     caplog.clear()
     Config("HatLLM", "ml-100k", config_dict={"n_in": 2, "epochs": 3, "hidden_size": 4})
     assert "n_in" not in caplog.text and "HatLLM does not read the key hidden_size" in caplog.text

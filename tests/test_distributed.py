@@ -37,6 +37,25 @@ PLAIN = {"epochs": 2, "eval_step": 1, "train_batch_size": 40}
 RUNS = {
     "last": ("HatLLM", {**LLM, "eval_sample": 29}),
     "all": ("HatLLM", {**LLM, "train_batch_size": 8, "targets": "all", "head_init": "probe", "readout_norm": "whiten"}),
+    "written": (
+        "BIGRec",
+        {
+            **{key: value for key, value in LLM.items() if key not in ("n_in", "n_cr", "head_dropout")},
+            "eval_sample": 29,
+            "strategy": "language",
+            "max_new_tokens": 5,
+            "num_beams": 2,
+            "grounding_weight": "popularity",
+        },
+    ),
+    "vectors": (
+        "LiteLLM4Rec",
+        {
+            **{key: value for key, value in LLM.items() if key not in ("n_in", "n_cr")},
+            "item_llm": "lora_joint",
+            "learning_rate": 0.003,
+        },
+    ),
     "sequence": ("SASRecFast", SASREC),
     "pairs": ("BPR", {**PLAIN, "eval_sample": 29, "eval_batch_size": 8}),
     "pointwise": ("MF", PLAIN),
@@ -164,6 +183,9 @@ def test_two_processes_do_what_one_does(name, keys, output, root):
     one, two = (np.load(root / f"{name}-{n}" / "ranks.npz") for n in (1, 2))
     for column in ("user", "target", "rank"):
         assert (one[column] == two[column]).all()
+    if name == "written":
+        one, two = ((root / f"{name}-{n}" / "written.jsonl").read_text() for n in (1, 2))
+        assert one == two and one.count("\n") == 29
     assert {path.name for path in folder.iterdir()} == {path.name for path in (root / f"{name}-1").iterdir()}
     assert output.count(f"run folder: {folder}\n") == 1
     assert (folder / "log.txt").read_text().count("run folder:") == 1

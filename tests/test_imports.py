@@ -14,7 +14,7 @@ MODULES = {
 }
 
 # What the models of a family have in common.
-SHARED = {f"recbole_hatllm.model.{name}" for name in ("llm", "sequential", "counting")}
+SHARED = {f"recbole_hatllm.model.{name}" for name in ("llm", "writer", "sequential", "counting")}
 
 
 def imports_of(path: Path) -> set[str]:

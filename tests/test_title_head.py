@@ -5,7 +5,7 @@ from math import exp, inf, log, sqrt
 import pytest
 import torch
 
-from recbole_hatllm import item_vectors, load, run
+from recbole_hatllm import load, run, text_states
 from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.title_head import TitleHead
 from tests.conftest import random_sequences, write_dataset
@@ -183,10 +183,10 @@ def test_the_table_is_kept_and_a_damaged_copy_is_made_again(keys, tmp_path, monk
     monkeypatch.setenv("RECBOLE_HATLLM_CACHE", str(tmp_path / "cache"))
     short = {**keys, "train_steps": 0, "probe_epochs": 1}
     first = run("HatLLM", "colder", config_dict=short)
-    (file,) = (tmp_path / "cache" / "title-vectors").iterdir()
+    (file,) = (tmp_path / "cache").glob("states-*")
     whole = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(item_vectors, "title_vectors", lambda *_, **__: pytest.fail("read again"))
+        patch.setattr(text_states, "table", lambda *_, **__: pytest.fail("read again"))
         assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"]
     file.write_bytes(whole[: len(whole) // 2])
     assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"] and file.read_bytes() == whole
@@ -200,8 +200,8 @@ def test_a_refreshed_table_is_what_the_adapters_say(keys, table):
         patch.setattr("recbole_hatllm.trainer.early_stopping", lambda score, *_, **__: (score, 0, False, True))
         model = load(run("HatLLM", "colder", config_dict=keys)["folder"]).model
     with model.backbone.without_adapters():
-        bare = item_vectors.title_vectors(model.backbone, model.titles)
-    adapted = item_vectors.title_vectors(model.backbone, model.titles)
+        bare = text_states.table(model.backbone, model.titles, "mean")
+    adapted = text_states.table(model.backbone, model.titles, "mean")
     assert (adapted - bare).abs().max() > 0.01
     far = {
         name: (model.head.title_vectors(said)[1:] - model.head.vectors[1:]).abs().max()

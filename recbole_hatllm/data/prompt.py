@@ -11,6 +11,9 @@ its item and itself. A branch reads exactly what a prompt that ends there would 
 
     prefix | title | between | title | between | title | end suffix | end suffix | end suffix
                                                          branch 0     branch 1     branch 2
+
+An item may end in a slot: a token whose embedding a model replaces by a vector of that item (LLaRA's behaviour token), or be
+nothing but a slot (E4SRec).
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from torch import Tensor
 
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 
-TEMPLATE = (
+_TASK = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n"
+)
+TEMPLATE = (
+    f"{_TASK}"
     "Given a list of {nouns} the user has {verb} before, please recommend a new {noun} that the user likes to the user.\n\n"
     "### Input:\n"
     "The user has {verb} the following {nouns} before: {items}\n \n\n"
@@ -38,12 +44,14 @@ class Wrapping:
     """The text around a title, and which part of it counts as the item's own tokens.
 
     `between` follows every title but the last and `end` follows the last; each is a list of (text, is part of the item).
+    `close` stands between a title and its slot, as part of the item: the item's tokens are one run.
     """
 
     start: str
     open: tuple[tuple[str, bool], ...]
     between: tuple[tuple[str, bool], ...]
     end: tuple[tuple[str, bool], ...]
+    close: str = ""
 
 
 # All three read `"A", "B"`. The piece `", "` stays whole where the reading allows it: cutting it at each quote costs the
@@ -55,6 +63,41 @@ WRAPPINGS = {
 }
 
 
+# `"A"* , "B"*`, where * is a slot. As `segment` the separator behind a slot would be the item's for all items but the last.
+WRAPPINGS_WITH_SLOTS = {
+    "title": Wrapping(' "', (), ((', "', False),), (), close='"'),
+    "quoted": Wrapping("", ((' "', True),), ((",", False),), (), close='"'),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """What all prompts of a model have in common.
+
+    text: with {items} where they stand, the space before it left to the wrapping, and {nouns}, {noun} and {verb}. wrappings: by
+    `item_span`. titles: whether items have their titles in it, and slots: whether an item ends in a slot. bos: whether a
+    tokenizer's own start token comes first.
+    """
+
+    text: str
+    wrappings: dict[str, Wrapping]
+    titles: bool = True
+    slots: bool = False
+    bos: bool = True
+
+
+TITLES = Template(TEMPLATE, WRAPPINGS)
+TITLES_AND_SLOTS = Template(TEMPLATE, WRAPPINGS_WITH_SLOTS, slots=True)
+SLOTS = Template(
+    f"{_TASK}Given the user's purchase history, predict next possible item to be purchased.\n\n"
+    "### Input:\n {items}\n### Response:\n",
+    dict.fromkeys(WRAPPINGS, Wrapping("", (), (), ())),
+    titles=False,
+    slots=True,
+    bos=False,
+)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One batch of prompts, right padded. B rows, T tokens; all tensors on one device.
@@ -64,7 +107,8 @@ class Prompt:
     hidden state stands for the user; with branches [B, L], one for each item, 0 where there is none. shared: how many first
     columns, all of the template, are the same in every row. branch, stem: [B, T]
     int64, None without branches; which branch a token belongs to (-1 = none), and how many of the columns before it does
-    that branch continue.
+    that branch continue. slots: [S] int64, None without slots; places of the slots among the flattened [B * T], and
+    slot_items: [S] int64, the item of each.
     """
 
     input_ids: Tensor
@@ -76,18 +120,21 @@ class Prompt:
     shared: int
     branch: Tensor | None = None
     stem: Tensor | None = None
+    slots: Tensor | None = None
+    slot_items: Tensor | None = None
 
 
 class PromptTable:
     """All pieces of all prompts of a dataset; call it with histories to get a `Prompt`.
 
     Args:
-        titles: token ids of every item's title by internal id.
+        titles: token ids of every item's title by internal id; none of any item where the template has no titles.
         encode: tokenises the template's pieces.
         words: fills `{nouns}`, `{noun}` and `{verb}` of the template.
         item_span: which tokens belong to an item: `title` (the letter of the paper), `quoted` (with its quotes) or
             `segment` (with the separator after it: the only one in which IN layers isolate items fully).
         readout: `prompt_end` (last token of the prompt) or `last_item` (last token of the last item).
+        template: text and form.
     """
 
     def __init__(
@@ -97,10 +144,11 @@ class PromptTable:
         words: dict[str, str],
         item_span: str = "title",
         readout: str = "prompt_end",
+        template: Template = TITLES,
     ):
-        wrapping = WRAPPINGS[item_span]
+        wrapping = template.wrappings[item_span]
         self.readout = readout
-        head, tail = TEMPLATE.format(**words, items="{items}").split(" {items}")
+        head, tail = template.text.format(**words, items="{items}").split(" {items}")
         self.text = (head, tail)
         pieces = {
             "prefix": ((head + wrapping.start, False),),
@@ -114,26 +162,33 @@ class PromptTable:
             start = len(pool)
             for text, is_item in parts:
                 ids = encode(text)
-                if name == "prefix":
+                if name == "prefix" and template.bos:
                     ids = self._bos(encode.tokenizer) + ids
                 pool += ids
                 owned += [is_item] * len(ids)
             piece[name] = (start, len(pool) - start)
         self.shared = piece["prefix"][1]
         opening = [token for text, _ in wrapping.open for token in encode(text)]
+        closing = encode(wrapping.close) + [0] * template.slots  # some token stands in a slot, and nobody sees it
 
-        # The pool holds the three template pieces, then the opening and title of every item.
-        lengths = titles.offsets.diff() + len(opening)
+        # The pool holds the three template pieces, then the opening, title and closing of every item.
+        lengths = titles.offsets.diff() + len(opening) + len(closing)
         items = torch.empty(int(lengths.sum()), dtype=torch.int64)
         starts = lengths.cumsum(0) - lengths
         if opening:
             items[starts[:, None] + torch.arange(len(opening))] = torch.tensor(opening)
+        if closing:
+            items[(starts + lengths)[:, None] - torch.arange(len(closing), 0, -1)] = torch.tensor(closing)
         shift = torch.repeat_interleave(starts + len(opening) - titles.offsets[:-1], titles.offsets.diff())
         items[torch.arange(len(titles.ids)) + shift] = titles.ids
 
         self.pool = torch.cat([torch.tensor(pool, dtype=torch.int64), items])
         self.owned = torch.cat([torch.tensor(owned, dtype=torch.bool), torch.ones(len(items), dtype=torch.bool)])
         self.item_start, self.item_length = starts + len(pool), lengths
+        self.slot_item = None  # by place in the pool, 0 where there is no slot
+        if template.slots:
+            self.slot_item = torch.zeros_like(self.pool)
+            self.slot_item[self.item_start + lengths - 1] = torch.arange(len(lengths))
         order = ("prefix", "between", "end")
         self.piece_start, self.piece_length = torch.tensor([piece[name] for name in order]).T
 
@@ -206,6 +261,11 @@ class PromptTable:
             readout = ends - 1
         else:  # the last one, as the prompt itself may go on behind an item otherwise than its branch does
             readout = torch.where(is_last[:, None] & (span[:, None] == item[..., None]), column[:, None], -1).argmax(2)
+        places = filled = None
+        if self.slot_item is not None:
+            filled = (self.slot_item[source] * valid).flatten()
+            places = filled.nonzero()[:, 0]
+            filled = filled[places]
         return Prompt(
             input_ids=self.pool[source].masked_fill_(~valid, 0),
             position_ids=position.masked_fill(~valid, 0),
@@ -216,4 +276,6 @@ class PromptTable:
             shared=self.shared,
             branch=branch,
             stem=stem,
+            slots=places,
+            slot_items=filled,
         )

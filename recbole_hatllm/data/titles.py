@@ -139,6 +139,11 @@ class TitleTokens:
     offsets: Tensor
 
     @classmethod
+    def none(cls, count: int) -> TitleTokens:
+        """No tokens for each of so many items."""
+        return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(count + 1, dtype=torch.int64))
+
+    @classmethod
     def build(cls, titles: Sequence[str], encode: PieceEncoder, max_tokens: int, cache: Path | None) -> TitleTokens:
         """Tokenises `titles` (cut after `max_tokens` tokens), or reads the result of an earlier call with equal content."""
         key = hashlib.sha256("\0".join([encode.fingerprint(), str(max_tokens), *titles]).encode("utf-8", "replace"))

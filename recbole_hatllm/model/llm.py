@@ -10,15 +10,14 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_hatllm import distributed, probe, weights
+from recbole_hatllm import distributed, probe, text_states, weights
 from recbole_hatllm.backbone import load_backbone
-from recbole_hatllm.data.prompt import PromptTable
+from recbole_hatllm.data.prompt import TITLES, Prompt, PromptTable
 from recbole_hatllm.data.rows import TARGET_LENGTH
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
-from recbole_hatllm.item_vectors import kept_title_vectors, title_vectors
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.positions import taught_places
@@ -40,9 +39,14 @@ class LLMRecommender(SequentialRecommender):
     rows_on_host = True  # training rows are made into prompts there
     input_type = InputType.POINTWISE
     negatives_in_batch = False
+    template = TITLES
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        if config["head"] != "linear" and not self.template.titles:
+            raise ConfigError(
+                f"{type(self).__name__} reads no titles: head: {config['head']} is not for it, use head: linear."
+            )
         self.config = config
         self.label_smoothing, self.targets = config["label_smoothing"], config["targets"]
         self.item_tokens = dataset.item_tokens
@@ -72,9 +76,14 @@ class LLMRecommender(SequentialRecommender):
     def know_titles(self, titles: Sequence[str]) -> None:
         """Makes the prompts' pieces out of all items' titles, by internal id."""
         encode = PieceEncoder(self.backbone.tokenizer)
-        self.titles = TitleTokens.build(titles, encode, self.config["title_tokens"], cache_folder())
+        if self.template.titles:
+            self.titles = TitleTokens.build(titles, encode, self.config["title_tokens"], cache_folder())
+        else:
+            self.titles = TitleTokens.none(len(titles))
         words = {name: self.config[f"prompt_{name}"] for name in ("nouns", "noun", "verb")}
-        self.prompts = PromptTable(self.titles, encode, words, self.config["item_span"], self.config["readout"])
+        self.prompts = PromptTable(
+            self.titles, encode, words, self.config["item_span"], self.config["readout"], self.template
+        )
 
     def add_items(self, titles: Sequence[str]) -> None:
         """Makes items known that training never saw, behind those there are; for ranking only.
@@ -93,8 +102,7 @@ class LLMRecommender(SequentialRecommender):
         known = self.n_items
         self.know_titles(titles)
         self.n_items = len(titles)
-        read = title_vectors if self.config["title_table"] == "refreshed" else kept_title_vectors
-        self.head.add_items(read(self.backbone, self.titles.rows(known), self.config["title_layers"]))
+        self.head.add_items(self.title_states(self.titles.rows(known)))
 
     @staticmethod
     def layer_kinds(config, n_layers: int) -> tuple[str, ...]:
@@ -114,6 +122,15 @@ class LLMRecommender(SequentialRecommender):
         longest, offsets = config["MAX_ITEM_LIST_LENGTH"], config["head"] == "title_id"
         return {"head": TitleHead(n_items, width, longest, offsets, dropout, whiten, config["cold_bias"])}
 
+    @staticmethod
+    def uncounted(config) -> str | None:
+        """What `memory` does not count of such a run, and the remedy, in words; None where it counts everything."""
+        return None
+
+    def embed(self, prompt: Prompt) -> dict[str, Tensor]:
+        """What the backbone is given for the tokens of a prompt, by the name of its argument."""
+        return {"input_ids": prompt.input_ids}
+
     def read(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Tensor:
         """Hidden states at the readout tokens.
 
@@ -125,17 +142,22 @@ class LLMRecommender(SequentialRecommender):
             [B, d], or with branches [B, L, d], meaningless where there is no item.
         """
         prompt = self.prompts(item_seq.cpu(), item_len.cpu(), branches)
+        hidden = self.states(prompt)
+        readout = to_device(prompt.readout, self.device)
+        at = readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
+        return hidden.gather(1, at).view(*readout.shape, -1)
+
+    def states(self, prompt: Prompt) -> Tensor:
+        """Hidden states [B, T, d] of all tokens of a prompt that is on the host; meaningless in padding."""
         pool = TokenPool.of(prompt.valid, prompt.shared) if self.config["token_pool"] else None
         prompt, pool = to_device(prompt, self.device), to_device(pool, self.device)
         masks = {
             kind: attention_mask(kind, prompt.span, prompt.is_last, prompt.valid) for kind in set(self.backbone.kinds)
         }
-        if branches:
+        if prompt.branch is not None:
             apart = branch_mask(prompt.branch, prompt.stem)
             masks = {kind: mask & apart for kind, mask in masks.items()}
-        hidden = self.backbone(prompt.position_ids, masks, input_ids=prompt.input_ids, pool=pool)
-        at = prompt.readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
-        return hidden.gather(1, at).view(*prompt.readout.shape, -1)
+        return self.backbone(prompt.position_ids, masks, pool=pool, **self.embed(prompt))
 
     def pairs(self, interaction) -> tuple[Tensor, Tensor, Tensor]:
         """What training compares: readout vectors [N, d] and the items [N] that follow, as `targets` says, and the histories
@@ -188,14 +210,13 @@ class LLMRecommender(SequentialRecommender):
         init, whitening = self.config["head_init"], self.head.whitening
         self.eval()
         if isinstance(self.head, TitleHead):
-            vectors = kept_title_vectors(self.backbone, self.titles, self.config["title_layers"], show_progress)
-            self.head.set_titles(vectors, self.config["title_floor"])
+            self.head.set_titles(self.title_states(self.titles, show_progress), self.config["title_floor"])
             self.head.set_seen(torch.cat([rows[self.ITEM_SEQ].flatten(), rows[self.POS_ITEM_ID]]).unique())
             done.append(
                 f"read {self.n_items - 1:,} titles, {int((~self.head.seen).sum()) - 1:,} of items without interactions"
             )
         elif init == "title":
-            self.head.start_from(title_vectors(self.backbone, self.titles))
+            self.head.start_from(text_states.table(self.backbone, self.titles, "mean"))
             done.append("started the head from the titles")
         if init != "probe" and whitening is None:
             return done
@@ -220,12 +241,16 @@ class LLMRecommender(SequentialRecommender):
             done.append(f"probed to loss {loss:.4f}")
         return done
 
+    def title_states(self, titles: TitleTokens, show_progress: bool = False) -> Tensor:
+        """What the backbone says of titles, [n, d] float32: with the adapters or without, as `title_table` says."""
+        read = text_states.table if self.config["title_table"] == "refreshed" else text_states.kept_table
+        return read(self.backbone, titles, "mean", show_progress, self.config["title_layers"])
+
     def before_validation(self) -> None:
         """Reads the titles again, with what the adapters have learned, where `title_table` is `refreshed`."""
         if isinstance(self.head, TitleHead) and self.config["title_table"] == "refreshed":
             self.eval()
-            vectors = title_vectors(self.backbone, self.titles, self.config["title_layers"])
-            self.head.set_titles(vectors, self.config["title_floor"])
+            self.head.set_titles(self.title_states(self.titles), self.config["title_floor"])
 
     def full_sort_predict(self, interaction) -> Tensor:
         """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read.
@@ -269,13 +294,14 @@ class LLMRecommender(SequentialRecommender):
         return {"backbone": self.backbone.identity, "items": weights.items_identity(self.item_tokens)}
 
     def __str__(self):
-        counts = {
-            name: sum(p.numel() for p in group["params"])
+        called = {"backbone": "adapters", "head": f"the head of {self.n_items - 1:,} items", "slots": "the projector"}
+        counts = (
+            f"{sum(p.numel() for p in group['params']):,} in {called.get(name, f'the {name}')}"
             for name, group in zip(self.optimisation, self.parameter_groups())
-        }
+        )
         return (
             f"{type(self).__name__} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
-            + f"trainable: {counts['backbone']:,} in adapters, {counts['head']:,} in the head of {self.n_items - 1:,} items"
+            + f"trainable: {', '.join(counts)}"
         )
 
 
