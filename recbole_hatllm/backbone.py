@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         inputs_embeds: Tensor | None = None,
         pool: TokenPool | None = None,
         past: Past | None = None,
+        depths: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -73,9 +74,10 @@ class Backbone(nn.Module):
             inputs_embeds: [B, T, d], from `embed` and what replaces some of it.
             pool: of the real tokens (`pool.py`), which the decoder then works on; the masks of what it shares are causal.
             past: tokens read before, which these see too, and which these join; `masks` then are [B, 1, T, columns so far].
+            depths: behind how many layers the states are wanted, from 1 to `n_layers`; only there behind the final norm.
 
         Returns:
-            [B, T, d] in the type of the backbone; meaningless in padding.
+            [B, T, d] in the type of the backbone; meaningless in padding. With depths [B, T, len(depths), d].
         """
         dtype = self.base.get_input_embeddings().weight.dtype
         masks = {kind: masks[kind] for kind in set(self.kinds)}
@@ -90,10 +92,13 @@ class Backbone(nn.Module):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=False,
+            output_hidden_states=depths is not None,
             hat_masks={**additive(masks, dtype), POOL: pool, PAST: past},
         )
-        hidden = output.last_hidden_state
-        return hidden if pool is None else pool.unpack(hidden)
+        unpack = (lambda hidden: hidden) if pool is None else pool.unpack
+        if depths is None:
+            return unpack(output.last_hidden_state)
+        return torch.stack([unpack(output.hidden_states[depth]) for depth in depths], 2)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, T] int64 -> [B, T, d], what the first layer would be given."""

@@ -184,8 +184,8 @@ def data_parallel(model: nn.Module) -> Callable:
     """`model.calculate_loss`, whose backward pass leaves the mean over all processes in the gradients (torch's DDP)."""
     if world() == 1 or not _trained(model):
         return model.calculate_loss
-    # An LLM recommender uses all that it trains. Of RecBole's models some do not, and searching for it costs a little.
-    search = not getattr(model, "is_llm", False)
+    # Most LLM recommenders use all that they train. Of RecBole's models some do not, and searching for it costs a little.
+    search = not getattr(model, "always_uses_all_it_trains", False)
     return DistributedDataParallel(_Loss(model), find_unused_parameters=search, gradient_as_bucket_view=True)
 
 

@@ -8,7 +8,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from recbole_hatllm import registry, run_folder
+from recbole_hatllm import lineage, registry, run_folder
 from recbole_hatllm.config import Config
 from recbole_hatllm.data.prepare import prepare_missing
 from recbole_hatllm.files import sha256
@@ -22,12 +22,22 @@ def digest(config: Config, data: str) -> str:
     """Twelve hexadecimal digits; `data` is what `data_digest` found.
 
     Paths, devices and progress bars do not count. Of the code, what `quick_start` imports, the model's own file, and the
-    versions of the packages that decide a result do.
+    versions of the packages that decide a result do; and so do the runs that this one needs first.
     """
+    parents = lineage.parents(config)
     keys = {key: value for key, value in config.resolved().items() if key not in _NOT_THE_RUN}
+    keys |= {parent.given: None for parent in parents}  # a path
     code = _code(registry.model_class(config["model"]).__module__)
-    text = json.dumps([keys, data, code, run_folder.versions()], sort_keys=True, default=str)
+    made_of = [_parent_digest(parent, config, data) for parent in parents]
+    text = json.dumps([keys, data, code, made_of, run_folder.versions()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _parent_digest(parent: lineage.Parent, config: Config, data: str) -> str:
+    if parent.folder is None:
+        return digest(lineage.config_of(parent, config), data)
+    file = lineage.weights_file(Path(parent.folder))
+    return sha256(file) if file.is_file() else str(parent.folder)
 
 
 def data_digest(config: Config) -> str:

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import torch
 from torch import nn
 
-from recbole_hatllm import registry
+from recbole_hatllm import lineage
 from recbole_hatllm.backbone import Backbone
 from recbole_hatllm.errors import BackboneError, ConfigError
 from recbole_hatllm.evaluation import target_ranks
@@ -21,7 +21,7 @@ from recbole_hatllm.live import Live, kernels, on_meta
 from recbole_hatllm.masks import attention_mask, branch_mask
 from recbole_hatllm.model.llm import lora_options, torch_dtype
 from recbole_hatllm.pool import TokenPool
-from recbole_hatllm.prompt_size import PromptSize
+from recbole_hatllm.prompt_size import PromptSize, llm_class
 from recbole_hatllm.shapes import skeleton
 
 MOMENTS = {"adam": 2, "adamw": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1}
@@ -61,41 +61,62 @@ class Memory:
     @on_meta()
     def __init__(self, config, items: int, prompt: PromptSize):
         self.config, self.items, self.prompt = config, items, prompt
-        model_class = registry.model_class(config["model"])
-        if not getattr(model_class, "is_llm", False):
-            raise ConfigError(f"{config['model']} has no backbone: memory is for LLM recommenders, such as HatLLM.")
+        model_class = llm_class(config)
         if what := model_class.uncounted(config):
             raise ConfigError(f"memory does not count {what}.")
         self.gpu = torch.device(config["device"]).type == "cuda" or config["load_in_4bit"]
         by_machine = torch.bfloat16 if config["load_in_4bit"] else torch_dtype("auto", config["device"])
         self.dtype = by_machine if config["dtype"] == "auto" else torch_dtype(config["dtype"], config["device"])
 
-        model = skeleton(str(config["backbone"]), config["backbone_layers"], self.dtype)
-        linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] if config["load_in_4bit"] else []
-        self.parameters = sum(p.numel() for p in model.parameters())
+        self.slots = model_class.template.slots
+        self.backbone = self._decoder(config["backbone_layers"])
+        linear = self._in_4_bits(self.backbone)
+        self.parameters = sum(p.numel() for p in self.backbone.parameters())
         self.in_4_bits = sum(weight.numel() for weight in linear)
         # A layer's weights are unpacked for the moment of its product.
         self.unpacked = max((weight.numel() for weight in linear), default=0) * self.dtype.itemsize
-        text = model.config.get_text_config()
+        text = self.backbone.base.config.get_text_config()
         self.heads = text.num_attention_heads
-        identity = {"name": str(config["backbone"]), "model_type": text.model_type}
-        identity |= {"layers": text.num_hidden_layers, "hidden_size": text.hidden_size}
-        self.backbone = Backbone(model, None, identity)
         self.kinds = model_class.layer_kinds(config, self.backbone.n_layers)
         self.attention = self._attend(config["attention"])
         with torch.device("meta"):
             self.backbone.add_lora(*lora_options(config))
-            self.head = model_class.parts(config, items + 1, text.hidden_size)["head"]
-        for parameter in (*self.backbone.trainable().values(), *self.head.parameters()):
+            self.parts = model_class.parts(config, items + 1, text.hidden_size)
+        self.head = self.parts["head"]
+        beside = (p for part in self.parts.values() for p in part.parameters() if p.requires_grad)
+        for parameter in (*self.backbone.trainable().values(), *beside):
             parameter.grad = torch.empty_like(parameter)  # they are there from the second micro-batch on
         self.micro = min(config["micro_batch_size"] or config["train_batch_size"], config["train_batch_size"])
         self.targets = config["MAX_ITEM_LIST_LENGTH"] if config["targets"] == "all" else 1
         sizes = (2, max(4, self.micro))
+        self.teacher = self._teacher()
+        self._taught = [self._decode(rows, False, self.teacher) if self.teacher else Use(0, 0, 0) for rows in sizes]
         self._plain = [self._decode(rows, True) for rows in sizes]
         self.backbone.enable_gradient_checkpointing()
         self._checkpointed = [self._decode(rows, True) for rows in sizes]
         self._ranked = [self._decode(rows, False) for rows in sizes]
         self._sizes = sizes
+
+    def _decoder(self, layers: int | None) -> Backbone:
+        """The first layers of the backbone, on the meta device."""
+        model = skeleton(str(self.config["backbone"]), layers, self.dtype)
+        text = model.config.get_text_config()
+        identity = {"name": str(self.config["backbone"]), "model_type": text.model_type}
+        identity |= {"layers": text.num_hidden_layers, "hidden_size": text.hidden_size}
+        return Backbone(model, None, identity)
+
+    def _in_4_bits(self, backbone: Backbone) -> list[nn.Parameter]:
+        linear = [m.weight for m in backbone.modules() if isinstance(m, nn.Linear)]
+        return linear if self.config["load_in_4bit"] else []
+
+    def _teacher(self) -> Backbone | None:
+        """The decoder of a frozen teacher, if the model has one."""
+        for parent in lineage.parents(self.config):
+            if parent.role == "teacher":
+                teacher = self._decoder(parent.keys["backbone_layers"])
+                teacher.set_schedule(teacher.kinds, self.attention)
+                return teacher
+        return None
 
     def _attend(self, attention: str) -> str:
         """Sets the kernel that the run will take, and names it."""
@@ -109,22 +130,27 @@ class Memory:
         self.backbone.set_schedule(self.kinds, attention)
         return attention
 
-    def _decode(self, rows: int, training: bool) -> Use:
-        """Counts what the decoder holds for `rows` prompts."""
+    def _decode(self, rows: int, training: bool, backbone: Backbone | None = None) -> Use:
+        """Counts what a decoder, by default the run's own, holds for `rows` prompts."""
+        backbone = backbone or self.backbone
         tokens, shared = self.prompt.tokens, self.prompt.shared if self.config["token_pool"] else 0
         own = tokens - shared
         ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
         real = torch.ones(rows, tokens, dtype=torch.bool, device="meta")
         pool = TokenPool(shared, rows, tokens, ids[:, shared:].flatten(), ids) if self.config["token_pool"] else None
-        self.backbone.train(training)
+        backbone.train(training)
         with kernels(self.gpu), Live() as live, nullcontext() if training else torch.no_grad():
-            masks = {kind: attention_mask(kind, ids, real, real) for kind in set(self.kinds)}
+            masks = {kind: attention_mask(kind, ids, real, real) for kind in set(backbone.kinds)}
             if self.targets > 1:
                 apart = branch_mask(ids, ids)
                 masks = {kind: mask & apart for kind, mask in masks.items()}
-            hidden = self.backbone(ids, masks, input_ids=ids, pool=pool)
+            read: dict = {"input_ids": ids}
+            if self.slots:  # a gradient goes through them to the projector
+                width = (rows, tokens, backbone.hidden_size)
+                read = {"inputs_embeds": torch.empty(width, dtype=self.dtype, device="meta", requires_grad=training)}
+            hidden = backbone(ids, masks, pool=pool, **read)
             vectors = hidden[:, : self.targets].clone()
-            del masks, hidden
+            del masks, hidden, read
             kept = live.now
             scores = live.held(lambda s: s[-1:] == (tokens,) and s.numel() == self.heads * rows * own * tokens)
             if training:
@@ -158,8 +184,18 @@ class Memory:
         kind = str(self.dtype).removeprefix("torch.")
         parts = {"frozen weights in 4 bits, with their scales": int(self.in_4_bits * BYTES_IN_4_BITS)}
         parts[f"frozen weights in {kind}"] = (self.parameters - self.in_4_bits) * self.dtype.itemsize
-        for name, trained in (("adapters", self.backbone.trainable().values()), ("head", self.head.parameters())):
-            size = sum(p.numel() * p.itemsize for p in trained)
+        if self.teacher:
+            in_4_bits = sum(weight.numel() for weight in self._in_4_bits(self.teacher))
+            whole = sum(p.numel() for p in self.teacher.parameters())
+            parts["frozen weights of the teacher"] = int(
+                in_4_bits * BYTES_IN_4_BITS + (whole - in_4_bits) * self.dtype.itemsize
+            )
+        tables = {id(p): p for part in self.parts.values() for p in part.parameters() if not p.requires_grad}
+        parts["frozen item vectors"] = sum(p.numel() * p.itemsize for p in tables.values())
+        called = {"slots": "projector", "blocks": "heads of blocks"}
+        beside = {called.get(name, name): part.parameters() for name, part in self.parts.items()}
+        for name, parameters in {"adapters": self.backbone.trainable().values(), **beside}.items():
+            size = sum(p.numel() * p.itemsize for p in parameters if p.requires_grad)
             parts[name] = size
             parts[f"{name}: gradients"] = size
             parts[f"{name}: moments of {learner}"] = moments * size
@@ -170,8 +206,10 @@ class Memory:
         """Bytes of the tensors at the peak of a training step with micro-batches of `rows`, beside `resident`."""
         use = self.decoder(rows, checkpointing)
         # At the end of the decoder's forward pass comes the loss; the optimiser's own step holds two copies of a tensor.
-        update = 2 * max(p.numel() * p.itemsize for p in self.head.parameters())
-        return int(max(use.kept + self.loss(rows), use.peak + self.unpacked, update))
+        update = 2 * max(p.numel() * p.itemsize for p in self.head.parameters() if p.requires_grad)
+        few, many = self._taught  # a teacher reads the rows first
+        teacher = few.between(many, (rows - self._sizes[0]) / (self._sizes[1] - self._sizes[0])).peak
+        return int(max(teacher, use.kept + self.loss(rows), use.peak + self.unpacked, update))
 
     def fragments(self, at_work: int) -> int:
         """Bytes that the allocator of a CPU holds beside tensors of `at_work` bytes that come and go; 0 for a GPU."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from recbole.utils import init_seed
 
-from recbole_hatllm import distributed, registry, run_folder, sharding, target_parts, unseen_users, weights
+from recbole_hatllm import distributed, registry, run_folder, sharding, stages, target_parts, unseen_users, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.intervals import bootstrap
@@ -72,12 +72,18 @@ def _data(config):
 
 def _execute(config, folder: Path) -> dict:
     with _log_to(folder / "log.txt"):
-        began = time.monotonic()
         trainer_of = trainer_class(config)
         show_progress = config["show_progress"] and distributed.first()
         init_seed(config["seed"], config["reproducibility"])
+        began = time.monotonic()
         dataset, train, valid, test = distributed.in_turn(lambda: _data(config))
+        distributed.told(lambda: stages.check(config, dataset.item_tokens))
         model = distributed.in_turn(lambda: registry.model_class(config["model"])(config, train.dataset))
+        before = time.monotonic()
+        parents = _parents(config, folder)  # behind everything that may refuse this run
+        began += time.monotonic() - before
+        if parents:
+            distributed.in_turn(lambda: model.inherit({s.parent.role: s.folder for s in parents}, train.dataset))
         sharding.shard(model, config["device"])
         model = model.to(config["device"])
         logger.info("%s", model)
@@ -118,7 +124,7 @@ def _execute(config, folder: Path) -> dict:
             "curve": getattr(trainer, "history", []),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "backbone": model.backbone.identity if getattr(model, "is_llm", False) else None,
-            "parents": [],
+            "parents": [stage.record() for stage in parents],
             "seed": config["seed"],
             "device": str(config["device"]),
             "processes": distributed.world(),
@@ -149,6 +155,15 @@ def _execute(config, folder: Path) -> dict:
         logger.info("%s", run_folder.parts_table(result))
         logger.info("run folder: %s", folder)
     return {**result, "folder": str(folder)}
+
+
+def _parents(config, folder: Path) -> list[stages.Stage]:
+    """The runs that this one needs, made first where they are not there."""
+    try:
+        return stages.make(config, run, resume)
+    except Interrupted:
+        logger.info("%s needs that run: --resume=%s goes on with both.", config["model"], folder)
+        raise
 
 
 def _names(dataset) -> list[str]:

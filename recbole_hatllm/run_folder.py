@@ -1,6 +1,7 @@
 """What a run leaves behind, readable without this library: weights, config, items, result, per-row ranks, a model card.
 
-    adapter_model.safetensors, adapter_config.json, head.safetensors   an LLM recommender, or
+    adapter_model.safetensors, adapter_config.json, head.safetensors   an LLM recommender (with slots.safetensors, if it has
+                                                                       item vectors of another model in its prompts), or
     model.safetensors                                                  any other model
     written.jsonl                                                      of a model that writes: what, for every test row
     config.yaml  items.tsv  result.json  ranks.npz  README.md  log.txt  tensorboard/
@@ -223,6 +224,10 @@ def model_card(name: str, result: dict) -> str:
         lines.append(f"- Users that training never saw: {unseen} of the test rows{how}")
     if result["backbone"]:
         lines.append(f"- Backbone: {result['backbone']}")
+    for parent in result["parents"]:
+        lines.append(
+            f"- Built on a run of {parent['model']} ({parent['role']}), {parent['id']}: test {metric_row(parent['test'])}"
+        )
     lines += ["- Versions: " + ", ".join(f"{package} {number}" for package, number in result["versions"].items()), ""]
     lines += [
         "```python",

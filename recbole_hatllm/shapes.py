@@ -54,6 +54,15 @@ def skeleton(name: str, layers: int | None, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
+def depth_of(name: str) -> int:
+    """How many layers a backbone has, by its configuration alone.
+
+    Raises:
+        BackboneError: its shape is not known and cannot be read.
+    """
+    return _config(name).get_text_config().num_hidden_layers
+
+
 def _config(name: str) -> PretrainedConfig:
     if name == "random-tiny":
         return random_tiny(None, 0, torch.float32, None)[0].config

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from recbole_hatllm.backbone import Backbone
@@ -54,30 +53,16 @@ def states(
     valid = column < length[:, None]
     ids = texts.ids[(start[:, None] + column).clamp(max=len(texts.ids) - 1)] * valid
     device = backbone.base.get_input_embeddings().weight.device
-    layout = None if layers else to_device(TokenPool.of(valid, 0), device)
+    layout = to_device(TokenPool.of(valid, 0), device)
     ids, valid, positions, last = (to_device(x, device) for x in (ids, valid, column * valid, length - 1))
     mask = attention_mask("or", torch.full_like(ids, -1), torch.zeros_like(valid), valid)
-    with _output_of(backbone.layers[layers - 1] if layers else None) as behind:
-        hidden = backbone(positions, dict.fromkeys(backbone.kinds, mask), input_ids=ids, pool=layout)
-    if behind:
-        hidden = behind[0] * behind[0].float().square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+    depths = [layers] if layers else None
+    hidden = backbone(positions, dict.fromkeys(backbone.kinds, mask), input_ids=ids, pool=layout, depths=depths)
+    if layers:
+        hidden = hidden[:, :, 0] * hidden[:, :, 0].float().square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
     if pool == "mean":
         return (hidden.float() * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
     return hidden[torch.arange(len(hidden), device=device), last]
-
-
-@contextmanager
-def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
-    """A list to which what the layer gives goes."""
-    given: list[Tensor] = []
-    if layer is None:
-        yield given
-        return
-    hook = layer.register_forward_hook(lambda _, __, out: given.append(out[0] if isinstance(out, tuple) else out))
-    try:
-        yield given
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ from recbole_hatllm.head import Extra, cross_entropy
 from recbole_hatllm.whitening import Whitening
 
 SCALE = 10.0  # of cosines, as scores, before training
-DECAY = 0.8  # of an item's weight in the history with its age, before training
+DECAY = 0.5  # of an item's weight in the history with its age, before training
+# Adam moves every number by about its learning rate, however large it is: the few that have far to go are kept in units of this.
+UNIT = 4.0
 
 
 class TitleHead(nn.Module):
@@ -55,11 +57,11 @@ class TitleHead(nn.Module):
         self.title_whitening = Whitening(width)
         self.whitening = Whitening(width) if whiten else None
         self.offsets = nn.Parameter(torch.zeros(n_items, width)) if offsets else None
-        self.recency = nn.Parameter(math.log(DECAY) * torch.arange(longest))
+        self.recency = nn.Parameter(math.log(DECAY) / UNIT * torch.arange(longest))
         self.mix = nn.Parameter(torch.zeros(width, width))
         self.readout = nn.Parameter(torch.zeros(width, width))
-        self.scale = nn.Parameter(torch.tensor(math.log(SCALE)))
-        self.again = nn.Parameter(torch.tensor(-SCALE))
+        self.scale = nn.Parameter(torch.tensor(math.log(SCALE) / UNIT))
+        self.again = nn.Parameter(torch.tensor(-SCALE / UNIT))
         self.dropout = nn.Dropout(dropout)
         self.cold_bias = cold_bias
         self._warm: tuple[Tensor, int, Tensor, Tensor] | None = None
@@ -107,12 +109,12 @@ class TitleHead(nn.Module):
         """
         present = history > 0
         age = present.sum(1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
-        weight = self.recency[age.clamp(min=0)].masked_fill(~present, -torch.inf).softmax(1)
+        weight = (UNIT * self.recency)[age.clamp(min=0)].masked_fill(~present, -torch.inf).softmax(1)
         content = torch.einsum("bl,bld->bd", weight, F.embedding(history, items))
         vector = vector.to(items.dtype)
         vector = vector if self.whitening is None else self.whitening(vector)
         learned = self.dropout(content) @ self.mix + self.dropout(vector) @ self.readout / math.sqrt(vector.shape[1])
-        return self.scale.exp() * (content + learned)
+        return (UNIT * self.scale).exp() * (content + learned)
 
     def forward(self, vector: Tensor, history: Tensor) -> Tensor:
         """[B, d] readouts of any float type and the histories [B, L] -> [B, n_items] scores, column 0 (padding) at -inf."""
@@ -135,7 +137,7 @@ class TitleHead(nn.Module):
         """`again` for each item of a history once. column [B, L]: of each item's score, -1 where it has none."""
         before = (history[:, :, None] == history[:, None, :]).tril(-1).any(2)
         once = (history > 0) & (column >= 0) & ~before
-        return Extra(column.clamp(min=0), once.to(self.again.dtype), self.again)
+        return Extra(column.clamp(min=0), once.to(self.again.dtype), UNIT * self.again)
 
     def _warm_items(self) -> tuple[Tensor, Tensor]:
         """Ids of the items that training sees, and for each id its place among them, -1 for others; made when `seen` changes."""

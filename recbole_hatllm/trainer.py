@@ -128,6 +128,7 @@ class StepTrainer(RunTrainer, Trainer):
         self.place, self.places = (distributed.rank(), distributed.world()) if together else (0, 1)
         self.loss_of = model.calculate_loss
         self.rows_on_host = getattr(model, "rows_on_host", False)
+        self.total = 0  # steps that are planned
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Trains to the last step, or until `stopping_step` validations brought nothing better.
@@ -145,6 +146,7 @@ class StepTrainer(RunTrainer, Trainer):
         else:
             epochs = 1 if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL else self.config["epochs"]
             total, every = epochs * per_epoch, max(self.config["eval_step"], 1) * per_epoch
+        self.total = total
         if self.step == 0 and not self.history:
             self._warm_start(train_data, valid_data, show_progress)
         if self.places > 1:
@@ -224,7 +226,10 @@ class StepTrainer(RunTrainer, Trainer):
         if self.places > 1:
             distributed.draw_from(self.config["seed"], self.step)
         pieces, losses = distributed.evened(self._pieces(batch), (batch[:1], 0.0)), []
+        reached = getattr(self.model, "reached", None)
         for number, (piece, share) in enumerate(pieces, 1):
+            if reached:
+                reached((self.step + (number - 1) / len(pieces)) / self.total)
             with distributed.gradients_meet(self.loss_of, now=number == len(pieces)):
                 loss = self.loss_of(piece if self.rows_on_host else piece.to(self.device))
                 loss = sum(loss) if isinstance(loss, tuple) else loss

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_hatllm import registry
+from recbole_hatllm import registry, resume, run, stages
 from recbole_hatllm.config import Config
 from recbole_hatllm.recommend import load
 
+# Of runs that a model needs first.
+PARENTS = {"sasrec_keys": {"epochs": 2}, "teacher_keys": {"train_steps": 4, "eval_step": 2}}
+
 
 def build(name: str, keys: dict):
-    """A model of that name on the data of `keys`, with its training rows."""
+    """A model of that name on the data of `keys`, with its training rows; runs that it needs are made once, beside the data."""
+    keys = {**PARENTS, **keys, "runs_dir": str(Path(keys["data_path"]) / "runs")}
     config = Config(name, "tiny", config_dict={k: v for k, v in keys.items() if k in known_keys(name)})
+    parents = {stage.parent.role: stage.folder for stage in stages.make(config, run, resume)}
     torch.manual_seed(0)
     train, _, test = registry.data_loaders(config, registry.create_dataset(config))
-    return registry.model_class(name)(config, train.dataset), train, test
+    model = registry.model_class(name)(config, train.dataset)
+    if parents:
+        model.inherit(parents, train.dataset)
+    return model, train, test
 
 
 def known_keys(name: str) -> set[str]:
@@ -139,9 +148,7 @@ class ModelContract:
             assert (model.full_sort_predict(batch).argmax(1) == batch["item_id"]).all()
 
     def test_loaded_in_another_process_it_scores_the_same(self, name, tiny):
-        from recbole_hatllm import run
-
-        result = run(name, "tiny", config_dict={k: v for k, v in tiny.items() if k in known_keys(name)})
+        result = run(name, "tiny", config_dict={k: v for k, v in {**PARENTS, **tiny}.items() if k in known_keys(name)})
         history = load(result["folder"]).items.titles[1:5]
         here = [(r.item, r.score) for r in load(result["folder"]).recommend(history, 5)]
         code = (

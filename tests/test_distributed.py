@@ -199,6 +199,41 @@ def test_these_runs_have_batches_of_fewer_rows_than_processes(name, keys):
     assert [len(batch) for batch in train.batches(0)][-1] == 1
 
 
+def test_parents_are_made_together(tiny_data, tmp_path):
+    """SASRec, teacher and student as in one process; and a curriculum in which a process may have nothing to add."""
+    own = {key: value for key, value in LLM.items() if key not in ("n_in", "n_cr")}
+    own |= {
+        "data_path": str(tiny_data),
+        "show_progress": False,
+        "sasrec_flavour": "SASRecFast",
+        "sasrec_keys": SASREC,
+        "sasrec_width": 16,
+    }
+    distilled = {
+        **own,
+        "distill_blocks": 2,
+        "teacher_keys": {**{key: own[key] for key in LLM if key in own}, "train_steps": 6},
+    }
+    place = {"runs_dir": str(tmp_path / "together"), "run_dir": str(tmp_path / "together" / "student")}
+    behaviour = {**own, **place, "run_dir": str(tmp_path / "together" / "llara"), "train_steps": 30}
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    code, out, err = finished(
+        launch(str(script), json.dumps([("SLMRec", {**distilled, **place}), ("LLaRA", behaviour)]))
+    )
+    assert code == 0, err
+    torch.set_num_threads(1)
+    alone = run("SLMRec", "tiny", config_dict={**distilled, "runs_dir": str(tmp_path / "alone")})
+    together = json.loads((tmp_path / "together" / "student" / "result.json").read_text())
+    assert (together["processes"], alone["processes"]) == (2, 1)
+    assert [parent["id"] for parent in together["parents"]] == [parent["id"] for parent in alone["parents"]]
+    for one, two in zip([*alone["parents"], alone], [*together["parents"], together]):
+        assert distance(Path(one["folder"]), Path(two.get("folder", tmp_path / "together" / "student"))) < 1e-5
+    assert out.count("is made first") == 2 and out.count("SASRecFast-tiny") > 2
+    curve = json.loads((tmp_path / "together" / "llara" / "result.json").read_text())["curve"]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
 def test_ctrl_c_and_resume_end_as_if_never_stopped(keys, output, root, tmp_path):
     _, own = keys("dropout", 2)
     folder = tmp_path / "run"

@@ -14,7 +14,7 @@ MODULES = {
 }
 
 # What the models of a family have in common.
-SHARED = {f"recbole_hatllm.model.{name}" for name in ("llm", "writer", "sequential", "counting")}
+SHARED = {f"recbole_hatllm.model.{name}" for name in ("llm", "slots", "writer", "sequential", "counting")}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -39,9 +39,13 @@ def third_party(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["masks", "head"])
-def test_masks_and_head_know_torch_alone(name):
-    assert third_party(MODULES[f"recbole_hatllm.{name}"]) == {"torch"}
+@pytest.mark.parametrize("name", ["masks", "head", "title_head", "whitening"])
+def test_masks_and_heads_know_torch_alone(name):
+    file = MODULES[f"recbole_hatllm.{name}"]
+    assert third_party(file) - {"recbole_hatllm"} == {"torch"}
+    assert imports_of(file) <= {"recbole_hatllm.head", "recbole_hatllm.whitening"} | {
+        f"recbole_hatllm.head.{n}" for n in ("Extra", "cross_entropy")
+    }
 
 
 def test_no_cycles():

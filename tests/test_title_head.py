@@ -7,7 +7,7 @@ import torch
 
 from recbole_hatllm import load, run, text_states
 from recbole_hatllm.errors import ConfigError, DataError
-from recbole_hatllm.title_head import TitleHead
+from recbole_hatllm.title_head import UNIT, TitleHead
 from tests.conftest import random_sequences, write_dataset
 
 COLD = {3, 7}
@@ -22,7 +22,7 @@ def head():
     head = TitleHead(10, 6, longest=4, offsets=True, whiten=True, cold_bias=0.7).double()
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.copy_(torch.randn_like(parameter))
+            parameter.copy_(torch.randn_like(parameter) / 2)
     head.set_seen(torch.tensor([item for item in range(1, 10) if item not in COLD]))
     head.whitening.fit(torch.randn(50, 6) * torch.arange(1, 7) + 3)
     head.set_titles(torch.randn(10, 6).double() * torch.arange(1, 7) + 1, floor=0.1)
@@ -39,7 +39,7 @@ def scores_by_hand(head, vector, history):
     white = ((vector - head.whitening.mean) @ head.whitening.map).tolist()
     for h, past in zip(white, history.tolist()):
         past = [item for item in past if item]
-        raw = [exp(head.recency[age].item()) for age in range(len(past) - 1, -1, -1)]
+        raw = [exp(UNIT * head.recency[age].item()) for age in range(len(past) - 1, -1, -1)]
         content = [sum(w / sum(raw) * items[item][k] for w, item in zip(raw, past)) for k in range(6)]
         query = [
             content[k]
@@ -49,8 +49,8 @@ def scores_by_hand(head, vector, history):
         ]
         rows.append(
             [
-                exp(head.scale.item()) * sum(q * e for q, e in zip(query, items[item]))
-                + (head.again.item() if item in past else 0)
+                exp(UNIT * head.scale.item()) * sum(q * e for q, e in zip(query, items[item]))
+                + (UNIT * head.again.item() if item in past else 0)
                 + (0.7 if item in COLD else 0)
                 for item in range(10)
             ]

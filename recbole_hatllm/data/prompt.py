@@ -163,7 +163,7 @@ class PromptTable:
             for text, is_item in parts:
                 ids = encode(text)
                 if name == "prefix" and template.bos:
-                    ids = self._bos(encode.tokenizer) + ids
+                    ids = self.beginning(encode.tokenizer) + ids
                 pool += ids
                 owned += [is_item] * len(ids)
             piece[name] = (start, len(pool) - start)
@@ -193,7 +193,7 @@ class PromptTable:
         self.piece_start, self.piece_length = torch.tensor([piece[name] for name in order]).T
 
     @staticmethod
-    def _bos(tokenizer) -> list[int]:
+    def beginning(tokenizer) -> list[int]:
         """The tokens that this tokenizer puts before a text of its own accord (Llama-3: one; SmolLM2: none)."""
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]

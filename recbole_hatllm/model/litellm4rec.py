@@ -35,7 +35,7 @@ class LiteLLM4Rec(LLMRecommender):
         super().__init__(config, dataset)
         encode = PieceEncoder(self.backbone.tokenizer)
         self.titles = TitleTokens.build(dataset.titles, encode, config["title_tokens"], cache_folder())
-        self.texts = text_states.behind(PromptTable._bos(encode.tokenizer), self.titles)
+        self.texts = text_states.behind(PromptTable.beginning(encode.tokenizer), self.titles)
         self.optimisation["projection"] = dict(self.optimisation["head"])
         self._items: Tensor | None = None
         if self.joint:

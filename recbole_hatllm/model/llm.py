@@ -40,6 +40,7 @@ class LLMRecommender(SequentialRecommender):
     input_type = InputType.POINTWISE
     negatives_in_batch = False
     template = TITLES
+    always_uses_all_it_trains = True  # in every step
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -59,7 +60,7 @@ class LLMRecommender(SequentialRecommender):
             seed=config["seed"],
             check=lambda n_layers: self.layer_kinds(config, n_layers),  # before gigabytes are read
         )
-        self.know_titles(dataset.titles)
+        self.know_titles(dataset.titles if self.template.titles else None)
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
         for name, part in self.parts(config, self.n_items, self.backbone.hidden_size).items():
             setattr(self, name, part)
@@ -73,17 +74,16 @@ class LLMRecommender(SequentialRecommender):
             "head": {"lr": config["head_lr"] or config["learning_rate"], "weight_decay": config["head_weight_decay"]},
         }
 
-    def know_titles(self, titles: Sequence[str]) -> None:
-        """Makes the prompts' pieces out of all items' titles, by internal id."""
+    def know_titles(self, titles: Sequence[str] | None) -> None:
+        """Makes the prompts' pieces out of all items' titles, by internal id, or without any."""
         encode = PieceEncoder(self.backbone.tokenizer)
-        if self.template.titles:
-            self.titles = TitleTokens.build(titles, encode, self.config["title_tokens"], cache_folder())
+        if titles is None:
+            self.titles = TitleTokens.none(self.n_items)
         else:
-            self.titles = TitleTokens.none(len(titles))
+            self.titles = TitleTokens.build(titles, encode, self.config["title_tokens"], cache_folder())
         words = {name: self.config[f"prompt_{name}"] for name in ("nouns", "noun", "verb")}
-        self.prompts = PromptTable(
-            self.titles, encode, words, self.config["item_span"], self.config["readout"], self.template
-        )
+        span, readout = self.config["item_span"], self.config["readout"]
+        self.prompts = PromptTable(self.titles, encode, words, span, readout, self.template)
 
     def add_items(self, titles: Sequence[str]) -> None:
         """Makes items known that training never saw, behind those there are; for ranking only.
@@ -131,24 +131,27 @@ class LLMRecommender(SequentialRecommender):
         """What the backbone is given for the tokens of a prompt, by the name of its argument."""
         return {"input_ids": prompt.input_ids}
 
-    def read(self, item_seq: Tensor, item_len: Tensor, branches: bool = False) -> Tensor:
+    def read(
+        self, item_seq: Tensor, item_len: Tensor, branches: bool = False, depths: Sequence[int] | None = None
+    ) -> Tensor:
         """Hidden states at the readout tokens.
 
         Args:
             item_seq: [B, L] int64 internal item ids, oldest first. item_len: [B] int64. Best on the host.
             branches: read after every item.
+            depths: read behind so many layers each (`Backbone.forward`).
 
         Returns:
-            [B, d], or with branches [B, L, d], meaningless where there is no item.
+            [B, d], or with branches [B, L, d], meaningless where there is no item; with depths [..., len(depths), d].
         """
         prompt = self.prompts(item_seq.cpu(), item_len.cpu(), branches)
-        hidden = self.states(prompt)
-        readout = to_device(prompt.readout, self.device)
-        at = readout.view(len(hidden), -1, 1).expand(-1, -1, hidden.shape[2])
-        return hidden.gather(1, at).view(*readout.shape, -1)
+        hidden, readout = self.states(prompt, depths), to_device(prompt.readout, self.device)
+        row = torch.arange(len(hidden), device=hidden.device)
+        return hidden[row if readout.dim() == 1 else row[:, None], readout]
 
-    def states(self, prompt: Prompt) -> Tensor:
-        """Hidden states [B, T, d] of all tokens of a prompt that is on the host; meaningless in padding."""
+    def states(self, prompt: Prompt, depths: Sequence[int] | None = None) -> Tensor:
+        """Hidden states [B, T, d], with depths [B, T, len(depths), d], of all tokens of a prompt that is on the host; meaningless
+        in padding."""
         pool = TokenPool.of(prompt.valid, prompt.shared) if self.config["token_pool"] else None
         prompt, pool = to_device(prompt, self.device), to_device(pool, self.device)
         masks = {
@@ -157,17 +160,17 @@ class LLMRecommender(SequentialRecommender):
         if prompt.branch is not None:
             apart = branch_mask(prompt.branch, prompt.stem)
             masks = {kind: mask & apart for kind, mask in masks.items()}
-        return self.backbone(prompt.position_ids, masks, pool=pool, **self.embed(prompt))
+        return self.backbone(prompt.position_ids, masks, pool=pool, depths=depths, **self.embed(prompt))
 
-    def pairs(self, interaction) -> tuple[Tensor, Tensor, Tensor]:
-        """What training compares: readout vectors [N, d] and the items [N] that follow, as `targets` says, and the histories
-        [N, L] between which they stand, on the model's device."""
+    def pairs(self, interaction, depths: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares: readout vectors [N, d], with depths [N, len(depths), d], and the items [N] that follow, as
+        `targets` says, and the histories [N, L] between which they stand, on the model's device."""
         targets, history, places = self.taught(interaction)
         item_seq, item_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if places is None:
-            vectors = self.read(item_seq, item_len)
+            vectors = self.read(item_seq, item_len, depths=depths)
         else:
-            read = self.read(item_seq, item_len, branches=True).flatten(0, 1)
+            read = self.read(item_seq, item_len, True, depths).flatten(0, 1)
             vectors = read.index_select(0, to_device(places, self.device))
         return vectors, to_device(targets, self.device), to_device(history, self.device)
 

@@ -46,7 +46,7 @@ class TitleWriter(LLMRecommender):
         self.lm_head = load_lm_head(self.backbone, config["backbone"])
         del self.optimisation["head"]
         self.item_titles = dataset.titles
-        self.beginning = PromptTable._bos(self.backbone.tokenizer)
+        self.beginning = PromptTable.beginning(self.backbone.tokenizer)
         self.texts = text_states.behind(self.beginning, self.titles)
         # By its tokens, as the LLM would write them: a title that was cut is known by what is left. Of equal ones the first counts.
         texts = self.titles.ids.split(self.titles.offsets.diff().tolist())
