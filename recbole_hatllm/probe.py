@@ -36,7 +36,7 @@ def fit(
     history: Tensor,
     epochs: int,
     lr: float,
-    batch_size: int = 320,
+    batch_size: int,
     show_progress: bool = False,
 ) -> float:
     """Trains `head` on fixed vectors by AdamW, 20 steps of warm-up and linear decay; returns the last epoch's mean loss.

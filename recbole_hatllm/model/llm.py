@@ -239,8 +239,8 @@ class LLMRecommender(SequentialRecommender):
                     torch.cat([targets, further.to(self.device)]),
                     torch.cat([history, before.to(self.device)]),
                 )
-            epochs, lr = self.config["probe_epochs"], self.config["probe_lr"]
-            loss = probe.fit(self.head, vectors, targets, history, epochs, lr, show_progress=show_progress)
+            options = (self.config[f"probe_{name}"] for name in ("epochs", "lr", "batch_size"))
+            loss = probe.fit(self.head, vectors, targets, history, *options, show_progress)
             done.append(f"probed to loss {loss:.4f}")
         return done
 
