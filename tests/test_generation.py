@@ -45,7 +45,7 @@ def writer(family, kinds=("or",) * 6):
     """A model of HF's, and the same one as backbone and head."""
     model = causal_lm(family)
     identity = {"name": "tiny", "model_type": family, "layers": 6, "hidden_size": 32}
-    backbone = Backbone(copy.deepcopy(model.base_model if family != "opt" else model.model), None, identity)
+    backbone = Backbone(copy.deepcopy(getattr(model, "model", None) or model.base_model), None, identity)
     backbone.set_schedule(kinds, "eager")
     head = model.get_output_embeddings()
     return model, backbone, LMHead(head.weight, head.bias, getattr(model.config, "final_logit_softcapping", None))
