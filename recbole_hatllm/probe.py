@@ -31,7 +31,7 @@ def readouts(model, interaction, batch_size: int, show_progress: bool) -> tuple[
 
 def fit(
     head: LinearHead | TitleHead,
-    vectors: Tensor,
+    vectors: Tensor | None,
     targets: Tensor,
     history: Tensor,
     epochs: int,
@@ -42,21 +42,20 @@ def fit(
     """Trains `head` on fixed vectors by AdamW, 20 steps of warm-up and linear decay; returns the last epoch's mean loss.
 
     Args:
-        vectors: [R, d]; targets beyond the R-th have none, and the mean of the others stands for it.
-        targets: [N] int64. history: [N, L] int64.
+        vectors: [N, d]; None for a head that can do without. targets: [N] int64. history: [N, L] int64.
     """
     head.train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.0)
     batches = -(-len(targets) // batch_size)
     step, mean = 0, 0.0
-    vectors = torch.cat([vectors, vectors.float().mean(0, keepdim=True).to(vectors.dtype)])
     bar = tqdm(total=epochs * batches, desc="probe", unit="step", disable=not show_progress, ncols=100)
     for _ in range(epochs):
         losses = []
         for rows in torch.randperm(len(targets)).to(targets.device).split(batch_size):
             optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / (epochs * batches))
             optimizer.zero_grad()
-            loss = head.loss(vectors[rows.clamp(max=len(vectors) - 1)], targets[rows], history=history[rows])
+            given = None if vectors is None else vectors[rows]
+            loss = head.loss(given, targets[rows], history=history[rows])
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())

@@ -101,20 +101,23 @@ class TitleHead(nn.Module):
         """[n_items, d]: e_j, zero for padding."""
         return self.vectors if self.offsets is None else self.vectors + self.offsets * self.seen[:, None]
 
-    def query(self, vector: Tensor, history: Tensor, items: Tensor) -> Tensor:
+    def query(self, vector: Tensor | None, history: Tensor, items: Tensor) -> Tensor:
         """[B, d]: s q.
 
         Args:
-            vector: [B, d] readouts. history: [B, L] int64 item ids, oldest first, 0 behind the last. items: of `items()`.
+            vector: [B, d] readouts; None leaves R h out.
+            history: [B, L] int64 item ids, oldest first, 0 behind the last. items: of `items()`.
         """
         present = history > 0
         age = present.sum(1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
         weight = (UNIT * self.recency)[age.clamp(min=0)].masked_fill(~present, -torch.inf).softmax(1)
         content = torch.einsum("bl,bld->bd", weight, F.embedding(history, items))
-        vector = vector.to(items.dtype)
-        vector = vector if self.whitening is None else self.whitening(vector)
-        learned = self.dropout(content) @ self.mix + self.dropout(vector) @ self.readout / math.sqrt(vector.shape[1])
-        return (UNIT * self.scale).exp() * (content + learned)
+        query = content + self.dropout(content) @ self.mix
+        if vector is not None:
+            vector = vector.to(items.dtype)
+            vector = vector if self.whitening is None else self.whitening(vector)
+            query = query + self.dropout(vector) @ self.readout / math.sqrt(vector.shape[1])
+        return (UNIT * self.scale).exp() * query
 
     def forward(self, vector: Tensor, history: Tensor) -> Tensor:
         """[B, d] readouts of any float type and the histories [B, L] -> [B, n_items] scores, column 0 (padding) at -inf."""
@@ -125,8 +128,9 @@ class TitleHead(nn.Module):
         scores[:, 0] = -torch.inf
         return scores
 
-    def loss(self, vector: Tensor, target: Tensor, label_smoothing: float = 0.0, *, history: Tensor) -> Tensor:
-        """Mean cross-entropy over all items that training sees. vector, history: as above; target [B] int64 of such items."""
+    def loss(self, vector: Tensor | None, target: Tensor, label_smoothing: float = 0.0, *, history: Tensor) -> Tensor:
+        """Mean cross-entropy over all items that training sees. vector, history: as above, no vector leaves R h out; target [B]
+        int64 of such items."""
         warm, column = self._warm_items()
         items = self.items()
         query = self.query(vector, history, items)

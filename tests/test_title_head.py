@@ -163,20 +163,14 @@ def test_a_run_with_offsets_knows_what_is_cold_and_loads_as_it_was(keys, targets
     assert first == [(r.item, r.score) for r in load(result["folder"]).recommend(["i1", "i2"], 5)]
 
 
-def test_half_of_the_rows_read_is_enough_to_learn_from_all_histories(keys):
-    from recbole_hatllm import probe
-
-    seen = {}
-
-    def note(head, vectors, targets, history, *rest, **more):
-        seen.update(read=len(vectors), taught=len(targets), unequal=len(history) != len(targets))
-        return fit(head, vectors, targets, history, *rest, **more)
-
-    fit = probe.fit
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "fit", note)
-        result = run("HatLLM", "colder", config_dict={**keys, "probe_rows": 40, "train_steps": 0})
-    assert seen == {"read": 40, "taught": result["rows"]["train"], "unequal": False}
+def test_with_some_rows_read_it_learns_from_all_histories_and_from_no_readout(keys):
+    some, all_of_them = (
+        run("HatLLM", "colder", config_dict={**keys, "probe_rows": rows, "train_steps": 0}) for rows in (40, None)
+    )
+    partly, wholly = (load(result["folder"]).model.head for result in (some, all_of_them))
+    assert (partly.readout == 0).all() and (wholly.readout != 0).any()
+    moved = partly.offsets.abs().sum(1) > 0
+    assert moved.tolist() == partly.seen.tolist()  # a row that is not read has taught its items, too
 
 
 def test_the_table_is_kept_and_a_damaged_copy_is_made_again(keys, tmp_path, monkeypatch):

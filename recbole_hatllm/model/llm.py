@@ -223,22 +223,19 @@ class LLMRecommender(SequentialRecommender):
             done.append("started the head from the titles")
         if init != "probe" and whitening is None:
             return done
-        size = self.config["micro_batch_size"] or len(rows)
         count = self.config["probe_rows"] or len(rows)
-        order = torch.arange(len(rows)) if count >= len(rows) else torch.randperm(len(rows))
-        read, unread = order[:count], order[count:]
-        vectors, targets, history = probe.readouts(self, self.by_length(rows[read]), size, show_progress)
+        read = rows[:] if count >= len(rows) else rows[torch.randperm(len(rows))[:count]]
+        size = self.config["micro_batch_size"] or len(rows)
+        vectors, targets, history = probe.readouts(self, self.by_length(read), size, show_progress)
         done.append(f"read {len(targets):,} targets in {len(read):,} rows")
         if whitening is not None:
             whitening.fit(vectors)
             done.append("whitened the readout")
         if init == "probe":
-            if isinstance(self.head, TitleHead) and len(unread):  # it learns from histories, too
-                further, before, _ = self.taught(rows[unread])
-                targets, history = (
-                    torch.cat([targets, further.to(self.device)]),
-                    torch.cat([history, before.to(self.device)]),
-                )
+            if isinstance(self.head, TitleHead) and len(read) < len(rows):
+                # It learns from all histories, and its map of the readout stays at zero.
+                targets, history = (part.to(self.device) for part in self.taught(rows[:])[:2])
+                vectors = None
             options = (self.config[f"probe_{name}"] for name in ("epochs", "lr", "batch_size"))
             loss = probe.fit(self.head, vectors, targets, history, *options, show_progress)
             done.append(f"probed to loss {loss:.4f}")
