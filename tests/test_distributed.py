@@ -37,6 +37,18 @@ PLAIN = {"epochs": 2, "eval_step": 1, "train_batch_size": 40}
 RUNS = {
     "last": ("HatLLM", {**LLM, "eval_sample": 29}),
     "all": ("HatLLM", {**LLM, "train_batch_size": 8, "targets": "all", "head_init": "probe", "readout_norm": "whiten"}),
+    "titles": (
+        "HatLLM",
+        {
+            **LLM,
+            "train_batch_size": 8,
+            "targets": "all",
+            "head": "title_id",
+            "head_init": "probe",
+            "readout_norm": "whiten",
+            "title_table": "refreshed",
+        },
+    ),
     "written": (
         "BIGRec",
         {
@@ -212,7 +224,7 @@ def test_parents_are_made_together(tiny_data, tmp_path):
     distilled = {
         **own,
         "distill_blocks": 2,
-        "teacher_keys": {**{key: own[key] for key in LLM if key in own}, "train_steps": 6},
+        "teacher_keys": {**{key: own[key] for key in LLM if key in own and key != "backbone"}, "train_steps": 6},
     }
     place = {"runs_dir": str(tmp_path / "together"), "run_dir": str(tmp_path / "together" / "student")}
     behaviour = {**own, **place, "run_dir": str(tmp_path / "together" / "llara"), "train_steps": 30}

@@ -30,7 +30,8 @@ class LLaRA(SlotRecommender):
         super().__init__(config, dataset)
         self.optimisation["slots"]["weight_decay"] = config["projector_weight_decay"]
         tokens = self.backbone.base.get_input_embeddings().weight
-        size = torch.linalg.vector_norm(tokens, dtype=torch.float32).item() / tokens.numel() ** 0.5
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        size = torch.linalg.vector_norm(tokens, dtype=exact).item() / tokens.numel() ** 0.5
         self.register_buffer("placeholder", size * torch.randn(self.backbone.hidden_size))
         self.done = 1.0
 
