@@ -229,7 +229,7 @@ def test_a_catalogue_that_cannot_be_scored_ends_in_one_sentence(keys, tmp_path, 
     file = tmp_path / "new.item"
     linear = load(run("HatLLM", "colder", config_dict={**keys, "head": "linear", "train_steps": 0})["folder"])
     file.write_text("item_id:token\ttitle:token_seq\nn1\tA film of tomorrow\n")
-    with pytest.raises(ConfigError, match=r"head: linear, a weight row for each item.*--head=title"):
+    with pytest.raises(ConfigError, match=r"HatLLM cannot score items that it was not trained on.*--head=title"):
         linear.offer(file)
     for content, problem in (
         ("title:token_seq\titem_id:token\n", "the first must be item_id:token"),

@@ -96,8 +96,8 @@ class LLMRecommender(SequentialRecommender):
         """
         if not isinstance(self.head, TitleHead):
             raise ConfigError(
-                f"This {type(self).__name__} has head: {self.config['head']}, a weight row for each item of its training and none "
-                "for new ones: train with --head=title or --head=title_id."
+                f"This {self.config['model']} cannot score items that it was not trained on: HatLLM and BIGRec with --head=title "
+                "or --head=title_id can."
             )
         known = self.n_items
         self.know_titles(titles)
