@@ -15,6 +15,7 @@ setup(
     python_requires=">=3.10,<3.12",
     packages=[
         "recbole_hatllm",
+        "recbole_hatllm.analysis",
         "recbole_hatllm.data",
         "recbole_hatllm.data.sources",
         "recbole_hatllm.model",
@@ -32,6 +33,7 @@ setup(
         "gguf>=0.10",
         "filelock>=3",
         "optuna>=4",
+        "matplotlib>=3.8",
         "numpy>=1.26",
         # RecBole drops rows silently and reads token sequences wrongly on pandas 3.
         "pandas>=1.5,<3",

@@ -20,8 +20,9 @@ from recbole_hatllm.errors import BackboneError
 
 # transformers looks for "sdpa", "flash" and "flex" inside such names, so ours contains none of them.
 NAME = "hatllm"
-# Entries of hat_masks beside those of the kinds: a TokenPool, the mask of what all its rows begin with, and a Past.
-POOL, BEGINNING, PAST = "pool", "beginning", "past"
+# Entries of hat_masks beside those of the kinds: a TokenPool, the mask of what all its rows begin with, a Past, and who is told
+# the weights.
+POOL, BEGINNING, PAST, WATCH = "pool", "beginning", "past", "watch"
 
 
 def hat_attention(
@@ -62,6 +63,8 @@ def hat_attention(
     pool = hat_masks.get(POOL)
     if (past := hat_masks.get(PAST)) is not None:
         key, value = past.extend(module.layer_idx, key, value, pool)
+    if (watch := hat_masks.get(WATCH)) is not None:
+        watch(module.layer_idx, attention_weights(module, query, key, value, masks[0], **kwargs))
     if pool is None:
         return attend(module, query, key, value, masks[0].to(query.dtype), **kwargs)
 
@@ -103,6 +106,17 @@ def plain_attention(
     weights = F.dropout(scores.softmax(-1), dropout, module.training)
     mixed = weights @ value.reshape(rows * groups, keys, width)
     return mixed.view(rows, heads, tokens, width).transpose(1, 2), None
+
+
+def attention_weights(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
+    """How much each query gives to each key, by the family's own attention, score caps included: [B, heads, T, S] float32 or wider.
+
+    Args:
+        query: [B, heads, T, d]. key, value: [B, groups, S, d]. mask: [B, 1, T, S], to be added.
+    """
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return eager(module, *(part.to(wide) for part in (query, key, value, mask)), **kwargs)[1]
 
 
 def additive(masks: dict[str, Tensor], dtype: torch.dtype) -> dict:

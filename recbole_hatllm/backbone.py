@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recbole_hatllm import adapters, weights
-from recbole_hatllm.attention import BEGINNING, PAST, POOL, additive, attach
+from recbole_hatllm.attention import BEGINNING, PAST, POOL, WATCH, additive, attach
 from recbole_hatllm.errors import BackboneError, DataError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.masks import KINDS
@@ -64,6 +64,7 @@ class Backbone(nn.Module):
         pool: TokenPool | None = None,
         past: Past | None = None,
         depths: Sequence[int] | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -75,6 +76,8 @@ class Backbone(nn.Module):
             pool: of the real tokens (`pool.py`), which the decoder then works on; the masks of what it shares are causal.
             past: tokens read before, which these see too, and which these join; `masks` then are [B, 1, T, columns so far].
             depths: behind how many layers the states are wanted, from 1 to `n_layers`; only there behind the final norm.
+            watch: told the weights of every layer, from 0, as they are made: [B, heads, T, T] float32 or wider. Not with a pool.
+                The states are the same, bit for bit.
 
         Returns:
             [B, T, d] in the type of the backbone; meaningless in padding. With depths [B, T, len(depths), d].
@@ -93,7 +96,7 @@ class Backbone(nn.Module):
             position_ids=position_ids,
             use_cache=False,
             output_hidden_states=depths is not None,
-            hat_masks={**additive(masks, dtype), POOL: pool, PAST: past},
+            hat_masks={**additive(masks, dtype), POOL: pool, PAST: past, WATCH: watch},
         )
         unpack = (lambda hidden: hidden) if pool is None else pool.unpack
         if depths is None:

@@ -8,6 +8,7 @@ run_hatllm.py compare --models=HatLLM,SASRec --dataset=ml-100k --seeds=0,1,2 [--
 run_hatllm.py compare --suite=FILE_OR_NAME [--key=value ...]
 run_hatllm.py prepare NAME [--from=DIR_OR_FILES]
 run_hatllm.py memory --model=HatLLM --dataset=ml-100k [--items=N --tokens=N] [--key=value ...]
+run_hatllm.py analyze prompt|heatmap|attention|errors [--run=FOLDER] [--against=FOLDER] [--user=ID] [--key=value ...]
 run_hatllm.py demo
 run_hatllm.py doctor
 """
@@ -35,6 +36,14 @@ usage:
   run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
   run_hatllm.py memory --model=NAME --dataset=NAME              the memory that this run would need, before anything is downloaded
       [--items=N] [--tokens=N] [--key=value ...]                 items and tokens a prompt, where the dataset is not here
+  run_hatllm.py analyze prompt --dataset=NAME --user=ID         what an LLM reads of a user, token by token, and its masks
+      [--model=NAME] [--key=value ...]                           [--folder=FOLDER]: where any analysis leaves figures and numbers
+  run_hatllm.py analyze heatmap --run=FOLDER --user=ID          masks and attention weights of one prompt
+      [--layer=N,N or all] [--head=N]
+  run_hatllm.py analyze attention --run=FOLDER                  attention within items and across, before and after fine-tuning
+      [--against=FOLDER] [--rows=N]
+  run_hatllm.py analyze errors --run=FOLDER --against=FOLDER    where two runs disagree, by group and row by row
+      [--top=N] [--metric=NAME]
   run_hatllm.py demo [--key=value ...]                          HatLLM beside what counting reaches, on MovieLens-100K
   run_hatllm.py doctor                                          versions, machine, known defects and their mending
 
@@ -167,6 +176,14 @@ def _memory(argv: list[str]) -> None:
     print(report(model, dataset, files, keys, _take(keys, "items"), _take(keys, "tokens")))
 
 
+def _analyze(argv: list[str]) -> None:
+    from recbole_hatllm.analysis.command import analyze
+    from recbole_hatllm.config import parse_overrides
+
+    names = [argument for argument in argv if not argument.startswith("-")]
+    print(analyze(names, parse_overrides(argument for argument in argv if argument.startswith("-"))))
+
+
 def _demo(argv: list[str]) -> None:
     from recbole_hatllm.config import parse_overrides
     from recbole_hatllm.demo import demo
@@ -199,6 +216,7 @@ COMMANDS = {
     "search": _search,
     "compare": _compare,
     "memory": _memory,
+    "analyze": _analyze,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -212,7 +212,7 @@ def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
 
 
 def _scalar(name: str, text: str) -> Any:
-    if name in ("model", "dataset", "config_files", "history"):  # names stay as they are written, 001 too
+    if name in ("model", "dataset", "config_files", "history", "user"):  # names stay as they are written, 001 too
         return text
     flow = text.lstrip()[:1] in ("[", "{", '"', "'")
     try:

@@ -36,7 +36,7 @@ def prompt_size(config, items: int | None = None, tokens: int | None = None) -> 
     """
     template = llm_class(config).template
     wrapping = template.wrappings[config["item_span"]]
-    tokenizer = _tokenizer(str(config["backbone"]))
+    tokenizer = known_tokenizer(str(config["backbone"]))
     encode = PieceEncoder(tokenizer) if tokenizer else _words
     words = {"nouns": config["prompt_nouns"], "noun": config["prompt_noun"], "verb": config["prompt_verb"]}
     head, tail = (len(encode(text)) for text in template.text.format(**words, items="{items}").split(" {items}"))
@@ -97,7 +97,7 @@ def _words(text: str) -> range:
     return range(math.ceil(TOKENS_A_WORD * len(text.split())))
 
 
-def _tokenizer(name: str):
+def known_tokenizer(name: str):
     """The backbone's tokenizer where it is on this machine, else None."""
     if name == "random-tiny":
         return random_tiny(1, 0, torch.float32, None)[1]

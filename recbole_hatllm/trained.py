@@ -29,17 +29,20 @@ class Catalogue:
         return self.item_num
 
 
-def load_model(folder: str | Path) -> tuple[Config, nn.Module, Catalogue, dict]:
+def load_model(folder: str | Path, keys: dict | None = None) -> tuple[Config, nn.Module, Catalogue, dict]:
     """Config, model, items and result of a finished run; the model is on its device and in evaluation mode.
 
     An LLM recommender needs its backbone and the folder; another model needs its data too.
+
+    Args:
+        keys: over those of the run's config.
 
     Raises:
         ConfigError: not a run folder, or an unfinished one.
         DataError: damaged or foreign weights; what differs is named.
     """
     folder = Path(folder)
-    stored = run_folder.read_config(folder)
+    stored = run_folder.read_config(folder) | (keys or {})
     result = run_folder.read_result(folder)
     if result is None:
         raise ConfigError(f"The run in {folder} is not finished: go on with --resume={folder}.")

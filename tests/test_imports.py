@@ -83,16 +83,24 @@ def test_nothing_below_the_commands_imports_them():
         "recbole_hatllm.compare",
         "recbole_hatllm.memory",
         "recbole_hatllm.memory_report",
+        *(name for name in MODULES if name.startswith("recbole_hatllm.analysis")),
     }
     for name, path in MODULES.items():
         if name not in top | {"recbole_hatllm"}:
             assert not imports_of(path) & top, name
 
 
+def test_only_the_command_line_imports_the_analyses():
+    for name, path in MODULES.items():
+        if not name.startswith("recbole_hatllm.analysis"):
+            found = {other for other in imports_of(path) if other.startswith("recbole_hatllm.analysis")}
+            assert name == "recbole_hatllm.cli" or not found, name
+
+
 def test_importing_the_package_is_cheap_and_leaves_ray_alone():
     code = (
         "import sys, recbole_hatllm, recbole_hatllm.quick_start, recbole_hatllm.recommend\n"
-        "print([m for m in ('ray', 'recbole.quick_start', 'thop', 'plotly', 'hyperopt') if m in sys.modules])"
+        "print([m for m in ('ray', 'recbole.quick_start', 'thop', 'plotly', 'hyperopt', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
