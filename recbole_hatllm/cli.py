@@ -3,6 +3,7 @@
 run_hatllm.py --model=HatLLM --dataset=ml-100k [--key=value ...] [--config_files=a.yaml,b.yaml]
 run_hatllm.py --resume=FOLDER
 run_hatllm.py recommend --run=FOLDER --history="Toy Story;Heat" [--k=10] [--items=FILE.item]
+run_hatllm.py evaluate --run=FOLDER [--mask_history=true] [--key=value ...]
 run_hatllm.py search --model=SASRec --dataset=ml-100k [--space=FILE] [--trials=N] [--key=value ...]
 run_hatllm.py compare --models=HatLLM,SASRec --dataset=ml-100k --seeds=0,1,2 [--key=value ...]
 run_hatllm.py compare --suite=FILE_OR_NAME [--key=value ...]
@@ -28,6 +29,8 @@ usage:
   run_hatllm.py --resume=FOLDER                                 go on with a run that was stopped
   run_hatllm.py recommend --run=FOLDER --history="TITLE;TITLE"  titles (or ids) in, titles out [--k=10]
       [--items=FILE.item]                                        out of these items alone, which training need not have seen
+  run_hatllm.py evaluate --run=FOLDER                           a finished run measured again: [--mask_history=true] [--topk=5,10]
+      [--eval_sample=N] [--metrics=...] [--folder=FOLDER]        all, warm, cold and same-day targets; nothing is trained
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
       [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
   run_hatllm.py compare --models=NAME,NAME --dataset=NAME --seeds=0,1,2    one table with intervals and tests, floors below;
@@ -124,6 +127,16 @@ def _recommend(argv: list[str]) -> None:
     print(listing(trained.recommend([item for item in history.split(";") if item.strip()], k)))
 
 
+def _evaluate(argv: list[str]) -> None:
+    from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.measurement import evaluate, summary
+
+    keys = parse_overrides(argv)
+    folder, out = _take(keys, "run", required=True), _take(keys, "folder")
+    result = evaluate(str(folder), keys, out)
+    print(f"{summary(result)}\nfigures and ranks: {result['folder']}")
+
+
 def _search(argv: list[str]) -> None:
     from recbole_hatllm.config import parse_overrides
     from recbole_hatllm.search import search
@@ -213,6 +226,7 @@ COMMANDS = {
     "run": _run,
     "recommend": _recommend,
     "prepare": _prepare,
+    "evaluate": _evaluate,
     "search": _search,
     "compare": _compare,
     "memory": _memory,

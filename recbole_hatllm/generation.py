@@ -32,6 +32,7 @@ def beam_search(
     num_beams: int,
     max_new_tokens: int,
     pool: TokenPool | None = None,
+    inputs: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The text that follows each prompt, as HF's `generate` finds it with the same `num_beams`, without sampling.
 
@@ -41,7 +42,7 @@ def beam_search(
     Args:
         lm_head: [..., d] -> [..., vocabulary] logits, at least float32.
         prompt: B right-padded prompts, on the backbone's device. end: the token that ends a text.
-        pool: of the prompt's tokens.
+        pool: of the prompt's tokens. inputs: what the backbone is given for the prompt (`LLMRecommender.embed`); else its ids.
 
     Returns:
         tokens [B, max_new_tokens] int64, `end` behind the text's end; scores [B], at least float32.
@@ -52,7 +53,7 @@ def beam_search(
     spans = prompt.span, prompt.is_last, prompt.valid
     masks = {kind: attention_mask(kind, *spans) for kind in kinds}
     past = Past()
-    hidden = backbone(prompt.position_ids, masks, input_ids=prompt.input_ids, pool=pool, past=past)
+    hidden = backbone(prompt.position_ids, masks, pool=pool, past=past, **(inputs or {"input_ids": prompt.input_ids}))
     hidden = hidden[torch.arange(rows, device=device), length - 1][:, None]  # [B, 1, d]
     seen = {kind: response_mask(kind, *spans) for kind in kinds}
     position = prompt.position_ids

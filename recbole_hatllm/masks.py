@@ -91,12 +91,15 @@ def branch_mask(branch: Tensor, stem: Tensor) -> Tensor:
     return (own | before)[:, None]
 
 
-def schedule(n_layers: int, n_in: int, n_cr: int, order: str = "IN-OR-CR", cross_mask: str = "cr") -> tuple[str, ...]:
+def schedule(
+    n_layers: int, n_in: int, n_cr: int, order: str = "IN-OR-CR", cross_mask: str = "cr", sizes: str = "type"
+) -> tuple[str, ...]:
     """The mask kind of each layer, from the first to the last.
 
-    The counts belong to the type, wherever `order` puts it: n_in layers IN, n_cr layers CR, the rest OR. Rows of the
-    paper's Table 5: w/o IN is n_in = 0, w/o CR is n_cr = 0, w/o OR is n_in = n_layers - n_cr, BIGRec is both 0,
-    CR->CR-pre is `cross_mask="cr_pre"`, and the rows of permutations are `order`.
+    With sizes of the `type`, wherever `order` puts it: n_in layers IN, n_cr layers CR, the rest OR; with sizes of the `position`
+    the first n_in layers have the first of the three, and the last n_cr the last. Rows of the paper's Table 5: w/o IN is
+    n_in = 0, w/o CR is n_cr = 0, w/o OR is n_in = n_layers - n_cr, BIGRec is both 0, CR->CR-pre is `cross_mask="cr_pre"`, and
+    the rows of permutations are `order`.
 
     Args:
         n_layers: layers of the backbone.
@@ -104,22 +107,26 @@ def schedule(n_layers: int, n_in: int, n_cr: int, order: str = "IN-OR-CR", cross
         n_cr: layers that attend across items.
         order: a permutation of IN, OR and CR, joined by dashes.
         cross_mask: what the CR layers use: `cr`, `cr_pre` or `cr_all`.
+        sizes: `type` or `position`.
 
     Raises:
-        ValueError: the counts are negative or exceed n_layers, or order or cross_mask is none of the above.
+        ValueError: the counts are negative or exceed n_layers, or order, cross_mask or sizes is none of the above.
     """
     if n_in < 0 or n_cr < 0 or n_in + n_cr > n_layers:
         raise ValueError(
             f"n_in = {n_in} and n_cr = {n_cr} layers do not fit a backbone of {n_layers} layers: "
             f"both must be at least 0 and their sum at most {n_layers}."
         )
-    blocks = {"IN": ("in",) * n_in, "OR": ("or",) * (n_layers - n_in - n_cr), "CR": (cross_mask,) * n_cr}
+    kinds, counts = {"IN": "in", "OR": "or", "CR": cross_mask}, (n_in, n_layers - n_in - n_cr, n_cr)
     names = str(order).upper().split("-")
-    if sorted(names) != sorted(blocks):
+    if sorted(names) != sorted(kinds):
         raise ValueError(f"order = {order!r} is not a permutation of IN, OR and CR joined by dashes, such as IN-OR-CR.")
     if cross_mask not in ("cr", "cr_pre", "cr_all"):
         raise ValueError(f"cross_mask = {cross_mask!r} is none of cr, cr_pre, cr_all.")
-    return tuple(kind for name in names for kind in blocks[name])
+    if sizes not in ("type", "position"):
+        raise ValueError(f"sizes = {sizes!r} is none of type, position.")
+    size = dict(zip(kinds if sizes == "type" else names, counts))
+    return tuple(kinds[name] for name in names for _ in range(size[name]))
 
 
 def describe(kinds: tuple[str, ...]) -> str:

@@ -8,14 +8,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
 from recbole.utils import init_seed
 
-from recbole_hatllm import distributed, registry, run_folder, sharding, stages, target_parts, unseen_users, weights
+from recbole_hatllm import distributed, measurement, registry, run_folder, sharding, stages, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
-from recbole_hatllm.intervals import bootstrap
 from recbole_hatllm.trainer import Interrupted, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -105,19 +102,12 @@ def _execute(config, folder: Path) -> dict:
         if trainer.best() is None:  # nothing was trained or validated: the model as it is
             trainer._save_checkpoint(0)
         trainer.choose(valid)
-        test_result = trainer.evaluate(test, show_progress=show_progress)
-        ranks = _rank_table(dataset, test, trainer.eval_collector.ranks)
+        found, ranks = measurement.measure(trainer, test, show_progress)
         result = {
             "model": config["model"],
             "dataset": config["dataset"],
-            "test": {name: float(value) for name, value in test_result.items()},
-            "test_interval": bootstrap(ranks["rank"], test_result),
-            "test_parts": target_parts.measure(trainer, test.dataset, test_result),
+            **found,
             "valid": dict(valid_result) if valid_result else None,
-            "protocol": config["protocol"],
-            "candidates": dataset.item_num - 1,
-            "history_masked": config["mask_history"],
-            "unseen_users": unseen_users.describe(model, test.dataset),
             "rows": {name: len(part.dataset) for name, part in (("train", train), ("valid", valid), ("test", test))},
             "steps": getattr(trainer, "step", None),
             "best_step": getattr(trainer, "best_step", None),
@@ -135,24 +125,11 @@ def _execute(config, folder: Path) -> dict:
             },
             "versions": run_folder.versions(),
         }
-        if hasattr(model, "written"):
-            rows = test.dataset.inter_feat
-            written = distributed.gather_rows({"written": torch.cat(model.written)}, len(rows))["written"]
-            if distributed.first():
-                run_folder.write_lines(folder / "written.jsonl", model.told(rows, written, ranks))
+        measurement.leave_written(folder, model, test, ranks)
         if distributed.first():
             run_folder.finish(folder, trainer.best(), ranks, result)
         distributed.barrier()
-        state = ", history masked" if result["history_masked"] else ""
-        logger.info("test%s: %s", state, run_folder.metric_row(result["test"]))
-        if result["unseen_users"]["mean_vector"] and result["unseen_users"]["rows"]:
-            logger.info(
-                "%d of %d test rows are of users that training never saw, scored by the mean user vector",
-                result["unseen_users"]["rows"],
-                result["rows"]["test"],
-            )
-        logger.info("95 %% interval: %s", run_folder.interval_row(result["test_interval"]))
-        logger.info("%s", run_folder.parts_table(result))
+        logger.info("%s", measurement.summary(result))
         logger.info("run folder: %s", folder)
     return {**result, "folder": str(folder)}
 
@@ -172,14 +149,6 @@ def _names(dataset) -> list[str]:
         return dataset.titles
     except DataError:
         return dataset.item_tokens
-
-
-def _rank_table(dataset, test, ranks) -> dict[str, np.ndarray]:
-    """User, target (ids as in the files) and rank of every test row."""
-    rows = test.dataset.inter_feat
-    users = dataset.id2token(dataset.uid_field, rows[dataset.uid_field].numpy())
-    targets = dataset.id2token(dataset.iid_field, rows[dataset.iid_field].numpy())
-    return {"user": users.astype(str), "target": targets.astype(str), "rank": ranks.numpy()}
 
 
 @contextmanager

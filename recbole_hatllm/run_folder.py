@@ -48,9 +48,14 @@ def create(config) -> Path:
     else:
         name = f"{config['model']}-{config['dataset']}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = claim(Path(config["runs_dir"]) / name)
+    write_config(folder, config)
+    return folder
+
+
+def write_config(folder: Path, config) -> None:
+    """`config.yaml`: every key, whoever gave it."""
     text = yaml.safe_dump(config.resolved(), sort_keys=True, allow_unicode=True)
     publish(folder / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
-    return folder
 
 
 def drop_unused(folder: Path) -> None:
@@ -128,13 +133,18 @@ def finish(folder: Path, best: Path | None, ranks: dict[str, np.ndarray], result
     """Moves the best weights up, writes ranks, model card and, last, the result; then drops what only resuming needs."""
     for file in best.iterdir() if best else ():
         publish(folder / file.name, partial(shutil.copyfile, file))
-    publish(folder / "ranks.npz", lambda file: _save_npz(file, ranks))
     publish(folder / "README.md", lambda file: file.write_text(model_card(folder.name, result), encoding="utf-8"))
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    publish(folder / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_result(folder, ranks, result)
     for leftover in folder.glob("best-*"):
         shutil.rmtree(leftover)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def write_result(folder: Path, ranks: dict[str, np.ndarray], result: dict) -> None:
+    """`ranks.npz` and, last, `result.json`."""
+    publish(folder / "ranks.npz", lambda file: _save_npz(file, ranks))
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    publish(folder / "result.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -63,6 +63,15 @@ def depth_of(name: str) -> int:
     return _config(name).get_text_config().num_hidden_layers
 
 
+def width_of(name: str) -> int:
+    """The size d of a backbone's states, by its configuration alone.
+
+    Raises:
+        BackboneError: its shape is not known and cannot be read.
+    """
+    return _config(name).get_text_config().hidden_size
+
+
 def _config(name: str) -> PretrainedConfig:
     if name == "random-tiny":
         return random_tiny(None, 0, torch.float32, None)[0].config

@@ -15,7 +15,11 @@ from recbole_hatllm.config import Config
 from recbole_hatllm.recommend import load
 
 # Of runs that a model needs first.
-PARENTS = {"sasrec_keys": {"epochs": 2}, "teacher_keys": {"train_steps": 4, "eval_step": 2}}
+PARENTS = {
+    "sasrec_keys": {"epochs": 2},
+    "teacher_keys": {"train_steps": 4, "eval_step": 2},
+    "hatllm_keys": {"n_in": 1, "train_steps": 4, "eval_step": 2},
+}
 
 
 def build(name: str, keys: dict):

@@ -150,7 +150,7 @@ def test_the_code_of_a_run_is_part_of_what_it_is(tiny, monkeypatch):
 KILLS = {
     "before a run": "place = 'recbole_hatllm.compare.run'",
     "inside a run": "place = 'recbole_hatllm.trainer.StepTrainer._save_state'",
-    "before the result": "place = 'recbole_hatllm.quick_start._rank_table'",
+    "before the result": "place = 'recbole_hatllm.quick_start.measurement.leave_written'",
     "before the table": "place = 'recbole_hatllm.compare_report.write'",
 }
 DIE = """

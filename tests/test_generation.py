@@ -89,20 +89,29 @@ def test_it_is_what_generate_finds(family, num_beams, pooled):
         assert min(ends) < 10  # the test has power: some text has ended
 
 
-def whole(backbone, head, prompt, row, text):
-    """Log-probabilities of the next token after a prompt and `text`, by one pass over all of it without a past."""
+def whole(backbone, head, prompt, row, text, model=None):
+    """Log-probabilities of the next token after a prompt and `text`, by one pass over all of it without a past.
+
+    Of a model with slots, which are filled one by one, the prompt has one row.
+    """
     n = int(prompt.valid[row].sum())
     more = torch.tensor(text, dtype=torch.int64)
     ids = torch.cat([prompt.input_ids[row, :n], more])[None]
     span = torch.cat([prompt.span[row, :n], torch.full_like(more, -1)])[None]
     is_last = torch.cat([prompt.is_last[row, :n], torch.zeros_like(more).bool()])[None]
     masks = {k: attention_mask(k, span, is_last, torch.ones_like(is_last)) for k in set(backbone.kinds)}
+    inputs = {"input_ids": ids}
+    if prompt.slots is not None:
+        states = backbone.embed(ids).clone()
+        for place, item in zip(prompt.slots.tolist(), prompt.slot_items):
+            states[0, place] = model.slots(item[None])[0]
+        inputs = {"inputs_embeds": states}
     with torch.no_grad():
-        hidden = backbone(torch.arange(ids.shape[1])[None], masks, input_ids=ids)
+        hidden = backbone(torch.arange(ids.shape[1])[None], masks, **inputs)
         return head(hidden[0, -1]).log_softmax(-1)
 
 
-def slow_search(backbone, head, prompt, row, num_beams, max_new_tokens):
+def slow_search(backbone, head, prompt, row, num_beams, max_new_tokens, end_token=END):
     """The search by its description, with lists: beams [(sum, text)], texts that have ended [(mean, text)]."""
     beams, ended = [(0.0, [])], []
     for step in range(1, max_new_tokens + 1):
@@ -111,7 +120,7 @@ def slow_search(backbone, head, prompt, row, num_beams, max_new_tokens):
             ((float(p), [*beams[b][1], token]) for b, probabilities in enumerate(likely) for token, p in enumerate(probabilities)),
             key=lambda candidate: -candidate[0],
         )[: 2 * num_beams]  # fmt: skip
-        ends = [text[-1] == END or step == max_new_tokens for _, text in best]
+        ends = [text[-1] == end_token or step == max_new_tokens for _, text in best]
         ended += [(total / step, text) for (total, text), end in list(zip(best, ends))[:num_beams] if end]
         ended = sorted(ended, key=lambda text: -text[0])[:num_beams]
         beams = [candidate for candidate, end in zip(best, ends) if not end][:num_beams]

@@ -135,6 +135,12 @@ def test_counts_follow_the_type(counts, order, cross_mask):
     assert list(dict.fromkeys(names)) == [name for name in order if name in names]
 
 
+@pytest.mark.parametrize("order", ["IN-OR-CR", "OR-IN-CR", "CR-OR-IN", "CR-IN-OR"])
+def test_counts_may_follow_the_position(order):
+    first, middle, last = order.lower().split("-")
+    assert schedule(9, 2, 3, order, sizes="position") == (first,) * 2 + (middle,) * 4 + (last,) * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -145,6 +151,7 @@ def test_counts_follow_the_type(counts, order, cross_mask):
         ((4, 1, 1, "IN-OR-OR"), ["IN-OR-OR"]),
         ((4, 1, 1, ""), ["order"]),
         ((4, 1, 1, "IN-OR-CR", "in"), ["cross_mask", "'in'"]),
+        ((4, 1, 1, "IN-OR-CR", "cr", "layer"), ["sizes", "'layer'"]),
     ],
 )
 def test_schedules_that_do_not_fit(arguments, words):

@@ -1,6 +1,7 @@
 """BIGRec's language strategy: the contract of all models, what is trained, and where a written title ends up in the ranking."""
 
 import json
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -14,14 +15,15 @@ from recbole_hatllm import lm_head, load, registry, resume, run, text_states
 from recbole_hatllm.cli import main
 from recbole_hatllm.data.response import ResponseTable
 from recbole_hatllm.data.titles import PieceEncoder
-from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.model import llm
 from recbole_hatllm.pretrained import random_tiny
 from recbole_hatllm.run_folder import read_ranks
 from recbole_hatllm.trainer import StepTrainer
+from tests import test_generation
 from tests.conftest import random_sequences, write_dataset
 from tests.model_contract import ModelContract, build, rows
-from tests.test_generation import whole
+from tests.test_generation import slow_search, whole
 
 pytestmark = pytest.mark.versions
 
@@ -51,7 +53,7 @@ def response(model, item):
     return model.responses.ids[start : start + length].tolist()
 
 
-@pytest.mark.parametrize("name", ["BIGRec"])
+@pytest.mark.parametrize("name", ["BIGRec", "LLaRA"])
 class TestContract(ModelContract):
     def test_overfits_sixteen_users(self, name, tiny):
         """By LoRA alone: with all layers in it, and room for a whole title."""
@@ -109,9 +111,10 @@ def test_the_loss_is_that_of_a_causal_lm_on_the_response_alone(tiny, quotes):
         {"hatllm_masks": True, "n_in": 2, "n_cr": 2, "cr_query_scope": "all"},
     ],
 )
-def test_it_learns_what_it_will_be_asked_for(tiny, schedule):
-    """The loss is what the search of titles gives the same tokens, layer by layer: with masks of their own too."""
-    model, train, _ = build("BIGRec", {**tiny, **schedule, "lora_dropout": 0.0})
+@pytest.mark.parametrize("name", ["BIGRec", "LLaRA"])
+def test_it_learns_what_it_will_be_asked_for(tiny, schedule, name):
+    """The loss is what the search of titles gives the same tokens, layer by layer: with masks and behaviour tokens too."""
+    model, train, _ = build(name, {**tiny, **schedule, "lora_dropout": 0.0})
     for parameter in model.backbone.trainable().values():
         torch.nn.init.normal_(parameter, std=0.1)
     batch, item_seq, item_len = of_histories(model, train, 3)
@@ -119,7 +122,9 @@ def test_it_learns_what_it_will_be_asked_for(tiny, schedule):
     for row in range(3):
         prompt = model.prompts(item_seq[row : row + 1], item_len[row : row + 1])
         answer = response(model, int(batch["item_id"][row]))
-        total -= sum(whole(model.backbone, model.lm_head, prompt, 0, answer[:n])[t] for n, t in enumerate(answer))
+        total -= sum(
+            whole(model.backbone, model.lm_head, prompt, 0, answer[:n], model)[t] for n, t in enumerate(answer)
+        )
         count += len(answer)
     assert abs(model.calculate_loss(batch) - total / count) < 1e-5
     assert ("in" in model.backbone.kinds) == schedule["hatllm_masks"]
@@ -248,6 +253,25 @@ def test_equal_titles_are_equally_near(tmp_path):
 # --- A run
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_behaviour_tokens_are_read_by_what_is_written(tiny, num_beams):
+    """A title is what a search by lists finds behind the filled prompt, and another SASRec's vectors give another one."""
+    model, _, test = build("LLaRA", {**tiny, "num_beams": num_beams, "hatllm_masks": True, "n_in": 1, "n_cr": 1})
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    _, item_seq, item_len = of_histories(model.eval(), test, 3)
+    written = model.write(item_seq, item_len)
+    filled = partial(whole, model=model)
+    with mock.patch.object(test_generation, "whole", filled), torch.no_grad():
+        for row in range(3):
+            prompt = model.prompts(item_seq[row : row + 1], item_len[row : row + 1])
+            _, text = slow_search(model.backbone, model.lm_head, prompt, 0, num_beams, 6, model.responses.end)
+            assert written[row].tolist() == text + [model.responses.end] * (6 - len(text))
+        model.slots.table.normal_(std=3)
+        assert not torch.equal(model.write(item_seq, item_len), written)
+
+
 def test_a_run_tells_what_it_wrote(tiny):
     result = run("BIGRec", "tiny", config_dict={**tiny, "eval_batch_size": 7, "micro_batch_size": 3})
     lines = [json.loads(line) for line in Path(result["folder"], "written.jsonl").read_text("utf-8").splitlines()]
@@ -293,15 +317,19 @@ def test_gamma_is_chosen_on_the_validation_rows_and_kept(tiny):
 def test_scores_of_another_run_move_the_distances(tiny, tiny_data, tmp_path):
     parent = run("SASRec", "tiny", config_dict={"data_path": str(tiny_data), "runs_dir": str(tmp_path), "epochs": 1,
                                                 "show_progress": False})  # fmt: skip
-    keys = {**tiny, "grounding_weight": "cf", "pretrained": parent["folder"], "grounding_gamma": 0.7}
+    keys = {**tiny, "grounding_weight": "cf", "pretrained_cf": parent["folder"], "grounding_gamma": 0.7}
     result = run("BIGRec", "tiny", config_dict=keys)
+    (record,) = result["parents"]
+    assert (record["role"], record["folder"], record["test"]) == ("cf", parent["folder"], parent["test"])
     trained = load(result["folder"])
-    _, _, test = build("BIGRec", keys)
+    model, _, test = build("BIGRec", keys)
+    model.load(Path(result["folder"]))
     batch = rows(test, 5)
     with torch.no_grad():
         found = trained.model.full_sort_predict(batch)[:, 1:]
         distance = trained.model.distances(batch)[:, 1:]
         cf = load(parent["folder"]).model.full_sort_predict(batch).view(5, -1)[:, 1:]
+        assert torch.equal(model.eval().full_sort_predict(batch)[:, 1:], found)
     near, liked = (
         (x - x.amin(1, keepdim=True)) / (x.amax(1, keepdim=True) - x.amin(1, keepdim=True)) for x in (distance, cf)
     )
@@ -313,17 +341,25 @@ def test_scores_of_another_run_move_the_distances(tiny, tiny_data, tmp_path):
         == result["trainable_parameters"]
         == sum(p.numel() for p in trained.model.backbone.trainable().values())
     )
-    with pytest.raises(ConfigError, match=r"MAX_ITEM_LIST_LENGTH is 10 in .* and 5 here"):
-        build("BIGRec", {**keys, "MAX_ITEM_LIST_LENGTH": 5})
-    with pytest.raises(ConfigError, match=r"protocol is leave_one_out in .* and windows here"):
-        build("BIGRec", {**keys, "protocol": "windows"})
-    general = run("BPR", "tiny", config_dict={"data_path": str(tiny_data), "runs_dir": str(tmp_path), "epochs": 1,
-                                              "show_progress": False})  # fmt: skip
-    with pytest.raises(ConfigError, match="BPR, which cannot read a history"):
-        build("BIGRec", {**keys, "pretrained": general["folder"]})
+    with pytest.raises(ConfigError, match=r"trained with MAX_ITEM_LIST_LENGTH 10, and this run has 5"):
+        run("BIGRec", "tiny", config_dict={**keys, "MAX_ITEM_LIST_LENGTH": 5})
+    with pytest.raises(ConfigError, match=r"a run of SASRec: BIGRec needs one of GRU4Rec"):
+        run("BIGRec", "tiny", config_dict={**keys, "cf_model": "GRU4Rec"})
     write_dataset(tmp_path / "other", "tiny", random_sequences(9, 12))
-    with pytest.raises(ConfigError, match="ranks other items"):
-        build("BIGRec", {**keys, "data_path": str(tmp_path / "other")})
+    with pytest.raises(DataError, match="trained on other items"):
+        run("BIGRec", "tiny", config_dict={**keys, "data_path": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize("name", ["BIGRec", "LLaRA"])
+def test_the_run_whose_scores_move_the_distances_is_made_first(tiny, name):
+    keys = {**tiny, "grounding_weight": "cf", "cf_model": "MarkovChain", "cf_keys": {"history_decay": 0.3}}
+    keys |= {"sasrec_keys": {"epochs": 1}} if name == "LLaRA" else {}
+    result = run(name, "tiny", config_dict=keys)
+    assert [record["role"] for record in result["parents"]] == ["sasrec", "cf"][name == "BIGRec" :]
+    assert "history_decay: 0.3" in Path(result["parents"][-1]["folder"], "config.yaml").read_text()
+    trained = load(result["folder"])
+    assert [entry.item for entry in trained.recommend(["Heat"], 3)]
+    assert not any("_cf" in parameter for parameter, _ in trained.model.named_parameters())
 
 
 def test_killed_and_resumed_it_ends_the_same(tiny, tmp_path):
@@ -348,9 +384,10 @@ def test_killed_and_resumed_it_ends_the_same(tiny, tmp_path):
     [
         ({"targets": "all"}, "set targets to last"),
         ({"compile": True}, "set compile to false"),
-        ({"grounding_weight": "cf"}, "cf needs the folder of a finished run"),
-        ({"pretrained": "runs/x"}, "nothing else reads it"),
-        ({"grounding_weight": "cf", "pretrained": "runs/absent"}, "is not a run folder"),
+        ({"pretrained_cf": "runs/x"}, "set grounding_weight to cf"),
+        ({"grounding_weight": "cf", "cf_model": "BPR"}, "cf_model is BPR, and must be a sequential model"),
+        ({"grounding_weight": "cf", "cf_model": "HatLLM"}, "cf_model is HatLLM, and must be a sequential model"),
+        ({"grounding_weight": "cf", "cf_keys": {"seed": 1}}, "cf_keys has seed"),
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(tiny, keys, message):

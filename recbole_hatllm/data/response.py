@@ -61,8 +61,10 @@ class ResponseTable:
         ids = F.pad(prompt.input_ids, (0, more))
         ids[response] = tokens
         valid = F.pad(prompt.valid, (0, more)) | response
+        slots, before = prompt.slots, prompt.valid.shape[1]
         longer = replace(
             prompt,
+            slots=None if slots is None else slots // before * columns + slots % before,
             input_ids=ids,
             position_ids=torch.where(valid, column, 0),
             valid=valid,

@@ -5,29 +5,15 @@ Bao et al., "A Bi-Step Grounding Paradigm for Large Language Models in Recommend
 form that HatLLM's paper builds on and compares with: the prompt's last state and a head over all items.
 """
 
-from recbole_hatllm.layer_schedule import hatllm_kinds
-from recbole_hatllm.model.llm import LLMRecommender
-from recbole_hatllm.model.writer import TitleWriter
+from recbole_hatllm.model.writer import EitherStrategy, TitleWriter
 
 
-class BIGRec(LLMRecommender):
+class BIGRec(EitherStrategy):
     """`LLMRecommender` as it is, without special layers unless `hatllm_masks`; or, by `strategy`, a `TitleWriter`."""
-
-    def __new__(cls, config=None, dataset=None):  # a copy is made without
-        return super().__new__(WritingBIGRec if config and config["strategy"] == "language" else cls)
-
-    @staticmethod
-    def layer_kinds(config, n_layers):
-        """HatLLM's schedule with `hatllm_masks`, else plain causal attention."""
-        return (
-            hatllm_kinds(config, n_layers) if config["hatllm_masks"] else LLMRecommender.layer_kinds(config, n_layers)
-        )
-
-    @staticmethod
-    def uncounted(config):
-        """What `memory` cannot count."""
-        return TitleWriter.uncounted(config) if config["strategy"] == "language" else None
 
 
 class WritingBIGRec(TitleWriter, BIGRec):
     """BIGRec with `strategy: language`."""
+
+
+BIGRec.writer = WritingBIGRec

@@ -1,4 +1,4 @@
-"""LLaRA: Liao et al., "LLaRA: Large Language-Recommendation Assistant" (arXiv 2312.02445), embedding-based.
+"""LLaRA: Liao et al., "LLaRA: Large Language-Recommendation Assistant" (arXiv 2312.02445), by embedding or by language.
 
 Every title is followed by a behaviour token, the projected vector of a SASRec. Training moves from prompts without these
 vectors to prompts with them.
@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from recbole_hatllm.data.prompt import TITLES_AND_SLOTS
-from recbole_hatllm.layer_schedule import hatllm_kinds
-from recbole_hatllm.model.llm import LLMRecommender
 from recbole_hatllm.model.slots import SlotRecommender
+from recbole_hatllm.model.writer import EitherStrategy, TitleWriter
 
 
-class LLaRA(SlotRecommender):
+class LLaRA(EitherStrategy, SlotRecommender):
     """BIGRec with behaviour tokens, learned by a curriculum.
 
     A micro-batch of training is hybrid, with behaviour tokens, with probability p = tau / T: tau micro-batches came before it, of
     T that are planned. Else a frozen random vector stands in every slot, and the projector is not touched. Validation and test
-    are hybrid, and so is training that no trainer counts.
+    are hybrid, and so is training that no trainer counts. With `hatllm_masks` a behaviour token is the last token of its item.
     """
 
     template = TITLES_AND_SLOTS
@@ -36,11 +35,6 @@ class LLaRA(SlotRecommender):
         self.done = 1.0
 
     @staticmethod
-    def layer_kinds(config, n_layers):
-        """HatLLM's schedule with `hatllm_masks`, where a behaviour token is the last token of its item; else plain attention."""
-        return (hatllm_kinds if config["hatllm_masks"] else LLMRecommender.layer_kinds)(config, n_layers)
-
-    @staticmethod
     def projector(item_width: int, width: int) -> nn.Module:
         """Two layers."""
         return nn.Sequential(nn.Linear(item_width, width), nn.GELU(), nn.Linear(width, width))
@@ -54,3 +48,10 @@ class LLaRA(SlotRecommender):
         if self.training and float(torch.rand(())) >= self.done:
             return self.placeholder.expand(len(items), -1)
         return super().slot_vectors(items)
+
+
+class WritingLLaRA(TitleWriter, LLaRA):
+    """LLaRA with `strategy: language`; the titles that are written have no behaviour tokens."""
+
+
+LLaRA.writer = WritingLLaRA

@@ -18,6 +18,7 @@ from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
+from recbole_hatllm.lineage import Parent
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.positions import taught_places
@@ -103,6 +104,21 @@ class LLMRecommender(SequentialRecommender):
         self.know_titles(titles)
         self.n_items = len(titles)
         self.head.add_items(self.title_states(self.titles.rows(known)))
+
+    @classmethod
+    def parents(cls, config) -> list[Parent]:
+        """Runs that this one needs first (docs/stages.md)."""
+        return []
+
+    def inherit(self, folders: dict[str, Path], dataset) -> None:
+        """Takes what it needs of its parents, before the first step or after a stop.
+
+        Args:
+            folders: finished runs by role. dataset: as for the constructor.
+
+        Raises:
+            HatError: a run's weights are damaged or of another shape.
+        """
 
     @staticmethod
     def layer_kinds(config, n_layers: int) -> tuple[str, ...]:
@@ -300,7 +316,7 @@ class LLMRecommender(SequentialRecommender):
             for name, group in zip(self.optimisation, self.parameter_groups())
         )
         return (
-            f"{type(self).__name__} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
+            f"{self.config['model']} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
             + f"trainable: {', '.join(counts)}"
         )
 

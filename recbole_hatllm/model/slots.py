@@ -37,7 +37,7 @@ class SlotRecommender(LLMRecommender):
         """The head, and `slots` [n_items, sasrec_width] -> width."""
         table = frozen_table(n_items, config["sasrec_width"])
         return {
-            **LLMRecommender.parts(config, n_items, width),
+            **super().parts(config, n_items, width),
             "slots": ItemSlots(table, cls.projector(config["sasrec_width"], width)),
         }
 
@@ -51,6 +51,7 @@ class SlotRecommender(LLMRecommender):
         """The SASRec whose item vectors are read."""
         width = config["sasrec_width"]
         return [
+            *super().parents(config),
             Parent(
                 role="sasrec",
                 model=config["sasrec_flavour"],
@@ -58,19 +59,13 @@ class SlotRecommender(LLMRecommender):
                 given="pretrained",
                 folder=config["pretrained"],
                 must={"hidden_size": (width, "sasrec_width")},
-            )
+            ),
         ]
 
     @torch.no_grad()
     def inherit(self, folders: dict[str, Path], dataset) -> None:
-        """Takes what it needs of its parents, before the first step or after a stop.
-
-        Args:
-            folders: finished runs by role. dataset: as for the constructor.
-
-        Raises:
-            DataError: a run's weights are damaged or of another shape.
-        """
+        """Takes the SASRec's item vectors."""
+        super().inherit(folders, dataset)
         tensors = weights.read(weights_file(folders["sasrec"]))
         table = tensors.get(TABLES[self.config["sasrec_flavour"]])
         if table is None or table.shape != self.slots.table.shape:

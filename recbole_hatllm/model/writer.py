@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_hatllm import distributed, text_states, trained, weights
+from recbole_hatllm import distributed, registry, run_folder, text_states, trained
 from recbole_hatllm.data.prompt import PromptTable
 from recbole_hatllm.data.response import ResponseTable
 from recbole_hatllm.data.titles import PieceEncoder
@@ -17,11 +18,39 @@ from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.evaluation import target_ranks
 from recbole_hatllm.generation import beam_search
 from recbole_hatllm.grounding import GAMMAS, Grounding, best_gamma, distances
+from recbole_hatllm.layer_schedule import plug_in_kinds
+from recbole_hatllm.lineage import Parent, said
 from recbole_hatllm.lm_head import load_lm_head
-from recbole_hatllm.masks import describe
 from recbole_hatllm.model.llm import LLMRecommender
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.transfer import to_device
+
+
+class EitherStrategy(LLMRecommender):
+    """A model with the key `strategy`: by embedding it is its own class, by language its `writer`. Its layers are plain unless
+    `hatllm_masks`.
+
+    Attributes:
+        writer: the class of `TitleWriter` and the model.
+    """
+
+    writer: type[LLMRecommender]
+    layer_kinds = staticmethod(plug_in_kinds)
+
+    def __new__(cls, config=None, dataset=None):  # a copy is made without
+        return super().__new__(cls.writer if config and config["strategy"] == "language" else cls)
+
+    @classmethod
+    def parents(cls, config) -> list[Parent]:
+        """The model itself may need some, and so may its re-weighting."""
+        return [*super().parents(config), *cf_parents(config)]
+
+    @staticmethod
+    def uncounted(config) -> str | None:
+        """Of a writer the search's past, and the logits."""
+        if config["strategy"] == "embedding":
+            return None
+        return "the writing of titles (strategy: language): ask it for strategy: embedding, with the same decoder and adapters"
 
 
 class TitleWriter(LLMRecommender):
@@ -38,9 +67,8 @@ class TitleWriter(LLMRecommender):
 
     def __init__(self, config, dataset):
         refuse(config)
-        cf = [load_cf(config["pretrained"], config, dataset.item_tokens)] if config["grounding_weight"] == "cf" else []
         super().__init__(config, dataset)
-        self._cf = cf  # in a list, so that it is no part of this model
+        self._cf: tuple[nn.Module, ...] = ()  # a tuple hides it: it is no part of what is trained, moved or saved
         self.encode = PieceEncoder(self.backbone.tokenizer)
         self.responses = ResponseTable(self.titles, self.encode, config["target_quotes"])
         self.lm_head = load_lm_head(self.backbone, config["backbone"])
@@ -54,15 +82,17 @@ class TitleWriter(LLMRecommender):
         self._items: Tensor | None = None
         self.written: list[Tensor] | None = None
 
-    @staticmethod
-    def parts(config, n_items: int, width: int) -> dict[str, nn.Module]:
+    @classmethod
+    def parts(cls, config, n_items: int, width: int) -> dict[str, nn.Module]:
         """Distances to scores, in place of a head that is trained."""
-        return {"head": Grounding(n_items, config["grounding_weight"], config["grounding_gamma"])}
+        head = Grounding(n_items, config["grounding_weight"], config["grounding_gamma"])
+        return {**super().parts(config, n_items, width), "head": head}
 
-    @staticmethod
-    def uncounted(config) -> str | None:
-        """The search's past, and the logits."""
-        return "the writing of titles (strategy: language): ask it for strategy: embedding, with the same decoder and adapters"
+    def inherit(self, folders: dict[str, Path], dataset) -> None:
+        """The model whose scores move the distances, where there is one."""
+        super().inherit(folders, dataset)
+        if "cf" in folders:
+            self._be_moved_by(folders["cf"])
 
     # --- Training
 
@@ -91,10 +121,17 @@ class TitleWriter(LLMRecommender):
         return super().train(mode)
 
     def load(self, folder) -> None:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; of a finished run, also the run whose scores move the distances."""
         super().load(folder)
+        if self.head.weight == "cf" and not self._cf:
+            for stage in (run_folder.read_result(folder) or {}).get("parents", []):
+                if stage["role"] == "cf":
+                    self._be_moved_by(stage["folder"])
         if self.config["ground_with_lora"]:
             self._items = None
+
+    def _be_moved_by(self, folder: str | Path) -> None:
+        self._cf = (trained.load_model(folder)[1].requires_grad_(False),)
 
     # --- Ranking
 
@@ -112,14 +149,16 @@ class TitleWriter(LLMRecommender):
         for part in tqdm(parts, desc="write", unit="batch", disable=quiet, ncols=100, leave=False):
             prompt = self.prompts(item_seq[part], item_len[part])
             pool = TokenPool.of(prompt.valid, prompt.shared) if self.config["token_pool"] else None
+            prompt = to_device(prompt, self.device)
             tokens, _ = beam_search(
                 self.backbone,
                 self.lm_head,
-                to_device(prompt, self.device),
+                prompt,
                 self.responses.end,
                 self.config["num_beams"],
                 self.config["max_new_tokens"],
                 to_device(pool, self.device),
+                self.embed(prompt),
             )
             written.append(tokens.cpu())
         return torch.cat(written)[order.argsort()]
@@ -215,11 +254,7 @@ class TitleWriter(LLMRecommender):
             }
 
     def __str__(self):
-        count = sum(parameter.numel() for parameter in self.backbone.trainable().values())
-        return (
-            f"{self.config['model']} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
-            f"trainable: {count:,} in adapters; writes titles, of {self.n_items - 1:,} items the nearest first"
-        )
+        return f"{super().__str__()}; writes titles, of {self.n_items - 1:,} items the nearest first"
 
 
 def refuse(config) -> None:
@@ -232,10 +267,10 @@ def refuse(config) -> None:
         raise ConfigError(f"head is {config['head']}, and strategy: language has none: leave it out.")
     if config["targets"] != "last":
         raise ConfigError("targets is all, and strategy: language teaches one title a row: set targets to last.")
-    if (config["grounding_weight"] == "cf") != bool(config["pretrained"]):
+    if config["pretrained_cf"] and config["grounding_weight"] != "cf":
         raise ConfigError(
-            f"grounding_weight is {config['grounding_weight']} and pretrained is {config['pretrained']}: cf needs the folder of a "
-            "finished run there, and nothing else reads it."
+            f"pretrained_cf is {config['pretrained_cf']}, and grounding_weight: {config['grounding_weight']} does not read it: "
+            "leave it out, or set grounding_weight to cf."
         )
     if config["compile"]:
         raise ConfigError(
@@ -250,23 +285,18 @@ def refuse(config) -> None:
         )
 
 
-def load_cf(folder, config, item_tokens: list[str]):
-    """The model of a finished run that reads histories of the same items.
+def cf_parents(config) -> list[Parent]:
+    """The sequential model whose scores move the distances, where `grounding_weight` asks for it.
 
     Raises:
-        ConfigError: not a finished run, its model reads no history, or its rows or items are others. DataError: it is damaged.
+        ConfigError: `cf_model` is no such model.
     """
-    own, model, items, _ = trained.load_model(folder)
-    if not isinstance(model, SequentialRecommender):
+    if config["strategy"] != "language" or config["grounding_weight"] != "cf":
+        return []
+    model = registry.model_class(config["cf_model"])
+    if not issubclass(model, SequentialRecommender) or getattr(model, "is_llm", False):
         raise ConfigError(
-            f"pretrained is a run of {own['model']}, which cannot read a history: name a sequential model's."
+            f"cf_model is {config['cf_model']}, and must be a sequential model without an LLM, which scores by a history alone, "
+            "such as SASRec."
         )
-    for key in (
-        "protocol",
-        "MAX_ITEM_LIST_LENGTH",
-    ):  # under another protocol it may have trained on rows that are tested here
-        if own[key] != config[key]:
-            raise ConfigError(f"{key} is {own[key]} in {folder} and {config[key]} here: both must be the same.")
-    if weights.items_identity(items.item_tokens) != weights.items_identity(item_tokens):
-        raise ConfigError(f"The run in {folder} ranks other items than this one: name a run on the same data.")
-    return model.requires_grad_(False)
+    return [Parent("cf", config["cf_model"], said(config, "cf_keys", []), "pretrained_cf", config["pretrained_cf"])]
