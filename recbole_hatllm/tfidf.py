@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 from recbole_hatllm.errors import DataError
 
 
-def title_vectors(titles: Sequence[str], min_df: int) -> scipy.sparse.csr_matrix:
+def title_vectors(titles: Sequence[str], min_df: int, among: Sequence[str] | None = None) -> scipy.sparse.csr_matrix:
     """[n_items, terms] float64: scikit-learn's TF-IDF of each title, (1 + ln count) (1 + ln((1 + n) / (1 + titles with the term)))
     over the length of that vector, n titles in all.
 
@@ -20,15 +20,17 @@ def title_vectors(titles: Sequence[str], min_df: int) -> scipy.sparse.csr_matrix
 
     Args:
         titles: by internal id, padding's (empty) first. min_df: a term counts if at least so many titles have it.
+        among: the titles, padding's first, in which terms are counted; by default these.
 
     Raises:
         DataError: no title has a term.
     """
     try:
-        terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df).fit(titles[1:])
+        counted = (titles if among is None else among)[1:]
+        terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df).fit(counted)
     except ValueError as error:
         raise DataError(
-            f"No word occurs in {min_df} of the {len(titles) - 1} titles: lower min_df, or take a model without titles."
+            f"No word occurs in {min_df} of the {len(counted)} titles: lower min_df, or take a model without titles."
         ) from error
     return terms.transform(titles).tocsr()
 

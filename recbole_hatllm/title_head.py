@@ -15,10 +15,11 @@ SCALE = 10.0  # of cosines, as scores, before training
 DECAY = 0.5  # of an item's weight in the history with its age, before training
 # Adam moves every number by about its learning rate, however large it is: the few that have far to go are kept in units of this.
 UNIT = 4.0
+ROWS = 256  # whose words are compared at once: a number a term for each
 
 
 class TitleHead(nn.Module):
-    """score(j) = s <q, e_j> + again [j in history] + cold_bias [j is cold].
+    """score(j) = s <q, e_j> + again [j in history] + cold_bias [j is cold] + words cos(t_j, sum_a w_a t_{i_a}).
 
     - e_j = v_j + o_j: v_j the item's title vector, whitened over all items and of length 1; o_j a free offset, which only
       `offsets` brings and which is zero for cold items, those that training never saw.
@@ -26,7 +27,8 @@ class TitleHead(nn.Module):
       M and R linear maps that start at zero; h the readout. So untrained it ranks by the similarity of titles, and training may
       overrule that.
 
-    Cold items are no negatives: training would only learn that they are cold. `cold_bias` makes up for what that leaves open.
+    Cold items are no negatives: training would only learn that they are cold. `cold_bias` makes up for what that leaves open. The
+    last term is for ranking alone too: t_j are the words of item j's title (`set_words`), which states of titles blur.
 
     Args:
         n_items: number of internal item ids, the padding item 0 included. width: size d of readout and title vectors.
@@ -34,7 +36,7 @@ class TitleHead(nn.Module):
         offsets: whether there are o_j.
         dropout: of h and, before M, of c, while training.
         whiten: put a `Whitening` before R.
-        cold_bias: see above.
+        cold_bias, words: see above.
     """
 
     vectors: Tensor
@@ -49,6 +51,7 @@ class TitleHead(nn.Module):
         dropout: float = 0.0,
         whiten: bool = False,
         cold_bias: float = 0.0,
+        words: float = 0.0,
     ):
         super().__init__()
         self.register_buffer("vectors", F.normalize(torch.randn(n_items, width), dim=1))  # until `set_titles`
@@ -63,7 +66,8 @@ class TitleHead(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(SCALE) / UNIT))
         self.again = nn.Parameter(torch.tensor(-SCALE / UNIT))
         self.dropout = nn.Dropout(dropout)
-        self.cold_bias = cold_bias
+        self.cold_bias, self.words = cold_bias, words
+        self._words: tuple[Tensor, Tensor] | None = None
         self._warm: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -80,6 +84,11 @@ class TitleHead(nn.Module):
     def title_vectors(self, vectors: Tensor) -> Tensor:
         """The title vectors [N, d] of titles of which the backbone says `vectors` [N, d], these items or any others."""
         return F.normalize(self.title_whitening(vectors.float()), dim=1)
+
+    def set_words(self, words: Tensor) -> None:
+        """Says what words the titles have: [n_items, terms] sparse float32, of length 1 or 0, padding 0. No part of a
+        checkpoint."""
+        self._words = words.coalesce(), words.t().coalesce()
 
     @torch.no_grad()
     def set_seen(self, items: Tensor) -> None:
@@ -101,6 +110,12 @@ class TitleHead(nn.Module):
         """[n_items, d]: e_j, zero for padding."""
         return self.vectors if self.offsets is None else self.vectors + self.offsets * self.seen[:, None]
 
+    def weights(self, history: Tensor) -> Tensor:
+        """[B, L]: w_a of each item of a history, 0 behind the last."""
+        present = history > 0
+        age = present.sum(1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
+        return (UNIT * self.recency)[age.clamp(min=0)].masked_fill(~present, -torch.inf).softmax(1)
+
     def query(self, vector: Tensor | None, history: Tensor, items: Tensor) -> Tensor:
         """[B, d]: s q.
 
@@ -108,10 +123,7 @@ class TitleHead(nn.Module):
             vector: [B, d] readouts; None leaves R h out.
             history: [B, L] int64 item ids, oldest first, 0 behind the last. items: of `items()`.
         """
-        present = history > 0
-        age = present.sum(1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
-        weight = (UNIT * self.recency)[age.clamp(min=0)].masked_fill(~present, -torch.inf).softmax(1)
-        content = torch.einsum("bl,bld->bd", weight, F.embedding(history, items))
+        content = torch.einsum("bl,bld->bd", self.weights(history), F.embedding(history, items))
         query = content + self.dropout(content) @ self.mix
         if vector is not None:
             vector = vector.to(items.dtype)
@@ -125,6 +137,8 @@ class TitleHead(nn.Module):
         scores = self.query(vector, history, items) @ items.T
         scores = scores + self.cold_bias * (~self.seen).to(scores.dtype)
         scores = self._repeats(history, history).on(scores, slice(None))
+        if self.words and self._words is not None:
+            scores = scores + self.words * torch.cat([self._shared_words(part) for part in history.split(ROWS)])
         scores[:, 0] = -torch.inf
         return scores
 
@@ -136,6 +150,13 @@ class TitleHead(nn.Module):
         query = self.query(vector, history, items)
         extra = self._repeats(history, column[history])
         return cross_entropy(query, items[warm], column[target], label_smoothing, extra)
+
+    def _shared_words(self, history: Tensor) -> Tensor:
+        """[B, n_items]: the cosine of the words of each title and of those of the history together; 0 where either has none."""
+        words, by_term = self._words = tuple(part.to(self.vectors.device) for part in self._words or ())
+        taken = self.vectors.new_zeros(len(history), len(words)).scatter_add_(1, history, self.weights(history))
+        sums = torch.sparse.mm(by_term, taken.T)  # [terms, B]
+        return (torch.sparse.mm(words, sums) / torch.linalg.vector_norm(sums, dim=0).clamp(min=1e-12)).T
 
     def _repeats(self, history: Tensor, column: Tensor) -> Extra:
         """`again` for each item of a history once. column [B, L]: of each item's score, -1 where it has none."""

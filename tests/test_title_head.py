@@ -2,15 +2,19 @@
 
 from math import exp, inf, log, sqrt
 
+import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from recbole_hatllm import load, run, text_states
+from recbole_hatllm import load, registry, run, text_states, title_head
 from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.title_head import UNIT, TitleHead
 from tests.conftest import random_sequences, write_dataset
+from tests.model_contract import rows
 
 COLD = {3, 7}
+COLOURS, THINGS = ("red", "green", "blue", "black"), ("car", "boat", "plane", "train", "house", "tree")
 HISTORY = torch.tensor([[1, 2, 1, 0], [4, 3, 0, 0], [5, 6, 8, 9], [2, 2, 2, 2]])
 TARGET = torch.tensor([4, 1, 2, 9])
 
@@ -64,6 +68,31 @@ def test_scores_are_those_of_the_equation(head):
     assert (scores[:, 0] == -inf).all()
     expected = torch.tensor(scores_by_hand(head, vector, HISTORY), dtype=torch.float64)
     assert (scores[:, 1:] - expected[:, 1:]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("at_once", [1, 256])
+def test_words_in_common_count_in_a_ranking_alone(head, monkeypatch, at_once):
+    """Cosines a number at a time; item 6 has no word, and neither has the history of the second row."""
+    monkeypatch.setattr(title_head, "ROWS", at_once)
+    words = torch.rand(10, 7, dtype=torch.float64) * (torch.rand(10, 7) < 0.6)
+    words[[0, 3, 4, 6]] = 0
+    words = torch.nn.functional.normalize(words, dim=1)
+    vector = torch.randn(4, 6).double()
+    before, loss = head.eval()(vector, HISTORY), head.loss(vector, TARGET, history=HISTORY)
+    head.set_words(words.to_sparse())
+    assert torch.equal(head(vector, HISTORY), before)  # no weight
+    head.words = 3.0
+    more = (head(vector, HISTORY) - before)[:, 1:]
+    for row, past in enumerate(HISTORY.tolist()):
+        past = [item for item in past if item]
+        raw = [exp(UNIT * head.recency[age].item()) for age in range(len(past) - 1, -1, -1)]
+        together = [sum(w * words[item, k].item() for w, item in zip(raw, past)) for k in range(7)]
+        size = sqrt(sum(x * x for x in together))
+        for item in range(1, 10):
+            shared = sum(x * y for x, y in zip(together, words[item].tolist())) / size if size else 0
+            assert abs(more[row, item - 1].item() - 3 * shared) < 1e-12
+    assert (more[1] == 0).all() and (more[:, 5] == 0).all() and more[0].abs().max() > 0.1
+    assert torch.equal(head.loss(vector, TARGET, history=HISTORY), loss)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -141,14 +170,30 @@ def test_items_whose_sight_is_restored_are_scored_with_their_offsets(head):
 # --- In a run
 
 
-@pytest.fixture
-def keys(tmp_path, tiny):
-    """A run on data with two items that only test rows have."""
+def build_on(model):
+    """The loaders of a loaded model's data."""
+    return registry.data_loaders(model.config, registry.create_dataset(model.config))
+
+
+def sequences_with_cold_items():
     sequences = random_sequences(30, 18)
     sequences["u3"].append(18)
     sequences["u4"].append(19)
-    write_dataset(tmp_path, "colder", sequences)
+    return sequences
+
+
+@pytest.fixture
+def keys(tmp_path, tiny):
+    """A run on data with two items that only test rows have."""
+    write_dataset(tmp_path, "colder", sequences_with_cold_items())
     return {**tiny, "data_path": str(tmp_path), "head": "title_id", "head_init": "probe", "readout_norm": "whiten"}
+
+
+def with_words(root):
+    """The same data with titles that have words in common."""
+    names = [f"the {a} {b}" for a in COLOURS for b in THINGS]
+    write_dataset(root / "words", "colder", sequences_with_cold_items(), names)
+    return root / "words"
 
 
 @pytest.mark.parametrize("targets", ["last", "all"])
@@ -204,10 +249,35 @@ def test_a_refreshed_table_is_what_the_adapters_say(keys, table):
     assert far[table] < 1e-5 < 1e-3 < max(far.values())
 
 
-def test_recommends_out_of_a_catalogue_that_training_never_saw(keys, tmp_path, capsys):
+def test_words_are_those_of_the_titles_and_need_no_checkpoint(keys, tmp_path):
+    """What a weight adds is TitleTFIDF's cosine, with the head's weights of age; a loaded run counts the words again."""
+    with pytest.raises(DataError, match="set title_words to 0"):
+        run("HatLLM", "colder", config_dict={**keys, "title_words": 2.5})
+    keys["data_path"] = str(with_words(tmp_path))
+    model = load(run("HatLLM", "colder", config_dict={**keys, "title_words": 2.5})["folder"]).model
+    _, _, test = build_on(model)
+    batch = rows(test, 6)
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+        model.head.words = 0.0
+        added = (scores - model.full_sort_predict(batch))[:, 1:].numpy()
+        weights = model.head.weights(batch["item_id_list"]).numpy()
+    titles = test.dataset.titles
+    terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit(titles[1:]).transform(titles).toarray()
+    for row, (past, weight) in enumerate(zip(batch["item_id_list"].numpy(), weights)):
+        together = weight @ terms[past]
+        expected = 2.5 * terms @ together / max(np.linalg.norm(together), 1e-12)
+        assert np.abs(added[row] - expected[1:]).max() < 1e-5
+    assert np.abs(added).max() > 0.1
+
+
+@pytest.mark.parametrize("words", [0.0, 4.0])
+def test_recommends_out_of_a_catalogue_that_training_never_saw(keys, tmp_path, capsys, words):
     from recbole_hatllm.cli import main
 
-    folder = run("HatLLM", "colder", config_dict={**keys, "learning_rate": 0.05})["folder"]
+    if words:
+        keys["data_path"] = str(with_words(tmp_path))
+    folder = run("HatLLM", "colder", config_dict={**keys, "learning_rate": 0.05, "title_words": words})["folder"]
     trained = load(folder)
     at = trained.find("i19")
     cold = {r.item: r.score for r in trained.recommend(["i1", "i2"], 19)}["i19"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
@@ -15,15 +16,18 @@ from recbole_hatllm.backbone import load_backbone
 from recbole_hatllm.data.prompt import TITLES, Prompt, PromptTable
 from recbole_hatllm.data.rows import TARGET_LENGTH
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
-from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.files import cache_folder
 from recbole_hatllm.head import LinearHead
 from recbole_hatllm.lineage import Parent
 from recbole_hatllm.masks import attention_mask, branch_mask, describe
 from recbole_hatllm.pool import TokenPool
 from recbole_hatllm.positions import taught_places
+from recbole_hatllm.tfidf import title_vectors
 from recbole_hatllm.title_head import TitleHead
 from recbole_hatllm.transfer import to_device
+
+WORDS_MIN_DF = 2  # a word of one title alone is near no other title
 
 
 class LLMRecommender(SequentialRecommender):
@@ -65,6 +69,8 @@ class LLMRecommender(SequentialRecommender):
         self.backbone.set_schedule(self.layer_kinds(config, self.backbone.n_layers), config["attention"])
         for name, part in self.parts(config, self.n_items, self.backbone.hidden_size).items():
             setattr(self, name, part)
+        if isinstance(self.head, TitleHead) and self.head.words:
+            self.head.set_words(words_of(dataset.titles))
         self.backbone.add_lora(*lora_options(config))
         if config["gradient_checkpointing"]:
             self.backbone.enable_gradient_checkpointing()
@@ -104,6 +110,8 @@ class LLMRecommender(SequentialRecommender):
         self.know_titles(titles)
         self.n_items = len(titles)
         self.head.add_items(self.title_states(self.titles.rows(known)))
+        if self.head.words:
+            self.head.set_words(words_of(titles, titles[:known]))
 
     @classmethod
     def parents(cls, config) -> list[Parent]:
@@ -136,7 +144,8 @@ class LLMRecommender(SequentialRecommender):
         if config["head"] == "linear":
             return {"head": LinearHead(n_items, width, dropout, whiten)}
         longest, offsets = config["MAX_ITEM_LIST_LENGTH"], config["head"] == "title_id"
-        return {"head": TitleHead(n_items, width, longest, offsets, dropout, whiten, config["cold_bias"])}
+        ranking = config["cold_bias"], config["title_words"]
+        return {"head": TitleHead(n_items, width, longest, offsets, dropout, whiten, *ranking)}
 
     @staticmethod
     def uncounted(config) -> str | None:
@@ -319,6 +328,20 @@ class LLMRecommender(SequentialRecommender):
             f"{self.config['model']} on {self.backbone.identity['name']}, {describe(self.backbone.kinds)}\n"
             + f"trainable: {', '.join(counts)}"
         )
+
+
+def words_of(titles: Sequence[str], among: Sequence[str] | None = None) -> Tensor:
+    """The words of titles as `TitleHead.set_words` takes them, those that stand in two titles or more of `among`.
+
+    Raises:
+        DataError: there are none.
+    """
+    try:
+        found = title_vectors(titles, WORDS_MIN_DF, among).tocoo()
+    except DataError:
+        raise DataError("No two titles have a word in common: set title_words to 0.") from None
+    places = torch.from_numpy(np.stack([found.row, found.col]).astype("int64"))
+    return torch.sparse_coo_tensor(places, torch.from_numpy(found.data).float(), found.shape, check_invariants=True)
 
 
 def lora_options(config) -> tuple:
