@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from recbole_hatllm import distributed, text_states, weights
+from recbole_hatllm import distributed, text_states
 from recbole_hatllm.data.prompt import SLOTS, Prompt, PromptTable
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.errors import ConfigError
@@ -27,6 +27,7 @@ class LiteLLM4Rec(LLMRecommender):
     """
 
     template = SLOTS
+    stored = ("head", "projection")
 
     def __init__(self, config, dataset):
         self.joint = config["item_llm"] == "lora_joint"
@@ -89,17 +90,9 @@ class LiteLLM4Rec(LLMRecommender):
             self._items = None
         return super().train(mode)
 
-    def save(self, folder: Path) -> None:
-        """Writes `projection.safetensors` too, and the item LLM's adapters beside the user LLM's."""
-        super().save(folder)
-        weights.write(folder / "projection.safetensors", self.projection.state_dict(), self.identity())
-
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote."""
         super().load(folder)
-        stored = weights.read(folder / "projection.safetensors")
-        weights.check_names(self.projection.state_dict(), stored)
-        self.projection.load_state_dict(stored)
         self._items = None
 
 

@@ -46,6 +46,7 @@ class LLMRecommender(SequentialRecommender):
     negatives_in_batch = False
     template = TITLES
     always_uses_all_it_trains = True  # in every step
+    stored = ("head",)  # the parts that a checkpoint holds beside the adapters
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -300,9 +301,10 @@ class LLMRecommender(SequentialRecommender):
         ]
 
     def save(self, folder: Path) -> None:
-        """Writes PEFT's adapter files and `head.safetensors`, which also names the backbone and the items."""
+        """Writes PEFT's adapter files, and `<part>.safetensors` of each stored part, which also name the backbone and the items."""
         self.backbone.save_adapter(folder)
-        weights.write(folder / "head.safetensors", self.head.state_dict(), self.identity())
+        for name in self.stored:
+            weights.write(folder / f"{name}.safetensors", getattr(self, name).state_dict(), self.identity())
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote.
@@ -310,9 +312,13 @@ class LLMRecommender(SequentialRecommender):
         Raises:
             DataError: the files are damaged, or were trained on another backbone or other items; both are named.
         """
-        weights.check_identity(folder / "head.safetensors", self.identity())
+        for name in self.stored:
+            weights.check_identity(folder / f"{name}.safetensors", self.identity())
         self.backbone.load_adapter(folder)
-        self.head.load_state_dict(weights.read(folder / "head.safetensors"))
+        for name in self.stored:
+            found, part = weights.read(folder / f"{name}.safetensors"), getattr(self, name)
+            weights.check_names(part.state_dict(), found)
+            part.load_state_dict(found)
 
     def identity(self) -> dict:
         """What a checkpoint must agree with: the backbone, and the items in their order."""

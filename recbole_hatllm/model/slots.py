@@ -25,8 +25,11 @@ TABLES = {
 class SlotRecommender(LLMRecommender):
     """An LLM recommender whose prompts have a slot an item, filled with projector(e) of the frozen vector e of a SASRec.
 
-    Subclasses say the template, and the projector where it is not linear.
+    Subclasses say the template, and the projector where it is not linear. The frozen table is stored with the projector: a run can
+    be used without its parents.
     """
+
+    stored = ("head", "slots")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -84,18 +87,6 @@ class SlotRecommender(LLMRecommender):
     def slot_vectors(self, items: Tensor) -> Tensor:
         """[S] int64 -> [S, d] float32, what stands in the slots of these items."""
         return self.slots(items)
-
-    def save(self, folder: Path) -> None:
-        """Writes `slots.safetensors` too, the frozen table with it: a run can be used without its parents."""
-        super().save(folder)
-        weights.write(folder / "slots.safetensors", self.slots.state_dict(), self.identity())
-
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote."""
-        super().load(folder)
-        stored = weights.read(folder / "slots.safetensors")
-        weights.check_names(self.slots.state_dict(), stored)
-        self.slots.load_state_dict(stored)
 
     def __str__(self):
         count, width = self.slots.table.shape
