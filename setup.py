@@ -22,7 +22,10 @@ setup(
         "recbole_hatllm.properties",
     ],
     package_dir={"recbole_hatllm": "recbole_hatllm", "recbole_hatllm.properties": "properties"},
-    package_data={"recbole_hatllm": ["py.typed"], "recbole_hatllm.properties": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "recbole_hatllm": ["py.typed", "*.css", "*.js"],
+        "recbole_hatllm.properties": ["*.yaml", "*/*.yaml"],
+    },
     install_requires=[
         "recbole==1.2.1",
         "torch>=2.5",

@@ -16,12 +16,12 @@ from recbole_hatllm.files import publish
 from recbole_hatllm.quick_start import resume
 
 
-def attempt(folder: Path, begin: Callable[[], dict]) -> dict:
+def attempt(folder: Path, begin: Callable[[], dict], show_progress: bool = False) -> dict:
     """What the run in `folder` came to.
 
     Args:
         folder: of the run; where it holds one already, that is gone on with, or read if it is finished.
-        begin: makes the run there.
+        begin: makes the run there. show_progress: whether one that is gone on with shows its bars.
 
     Returns:
         what `quick_start.run` does, or {"reason": one sentence}; what is no plain message leaves `error.txt` in `folder`.
@@ -33,7 +33,7 @@ def attempt(folder: Path, begin: Callable[[], dict]) -> dict:
     torch.cuda.empty_cache()  # what a run before left behind
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the run's own log has it all
-            return resume(folder) if (folder / "config.yaml").is_file() else begin()
+            return resume(folder, show_progress) if (folder / "config.yaml").is_file() else begin()
     except HatError as error:
         return {"reason": str(error)}
     except Exception as error:  # out of memory is a RuntimeError, and RecBole's models raise whatever they like

@@ -10,6 +10,7 @@ run_hatllm.py compare --suite=FILE_OR_NAME [--key=value ...]
 run_hatllm.py prepare NAME [--from=DIR_OR_FILES]
 run_hatllm.py memory --model=HatLLM --dataset=ml-100k [--items=N --tokens=N] [--key=value ...]
 run_hatllm.py analyze prompt|heatmap|attention|errors [--run=FOLDER] [--against=FOLDER] [--user=ID] [--key=value ...]
+run_hatllm.py analyze sensitivity --suite=NAME [--metric=NAME] [--key=value ...]
 run_hatllm.py demo
 run_hatllm.py doctor
 """
@@ -34,7 +35,7 @@ usage:
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
       [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
   run_hatllm.py compare --models=NAME,NAME --dataset=NAME --seeds=0,1,2    one table with intervals and tests, floors below;
-      or --suite=FILE or NAME                                   stopped, it goes on by itself
+      or --suite=FILE or NAME                                   stopped, it goes on by itself; leaves a page with figures
       [--method=NAME] [--floors=false] [--folder=FOLDER] [--key=value ...]
   run_hatllm.py prepare NAME [--key=value ...]                  makes dataset/NAME from raw files; --list shows all names
   run_hatllm.py memory --model=NAME --dataset=NAME              the memory that this run would need, before anything is downloaded
@@ -47,6 +48,8 @@ usage:
       [--against=FOLDER] [--rows=N]
   run_hatllm.py analyze errors --run=FOLDER --against=FOLDER    where two runs disagree, by group and row by row
       [--top=N] [--metric=NAME]
+  run_hatllm.py analyze sensitivity --suite=FILE or NAME        a metric over the keys in which the runs of a suite differ, such as
+      [--metric=NAME] [--key=value ...]                          figure5; the keys that it was compared with
   run_hatllm.py demo [--key=value ...]                          HatLLM beside what counting reaches, on MovieLens-100K
   run_hatllm.py doctor                                          versions, machine, known defects and their mending
 
@@ -151,16 +154,9 @@ def _search(argv: list[str]) -> None:
 def _compare(argv: list[str]) -> None:
     from recbole_hatllm.compare import compare
     from recbole_hatllm.config import parse_overrides
+    from recbole_hatllm.suite import arguments
 
-    keys = parse_overrides(argv)
-    files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
-    models = [name for name in str(_take(keys, "models", default="")).split(",") if name]
-    seeds = _take(keys, "seeds")
-    if isinstance(seeds, (str, int)):
-        seeds = [schema.number(part) for part in str(seeds).split(",")]
-    options = {name: _take(keys, name) for name in ("dataset", "suite", "method", "floors", "folder")}
-    keys = {key: value for part in [*map(schema.read_yaml, files), keys] for key, value in part.items()}
-    compare(models, seeds=seeds, config_dict=keys, **options)
+    compare(**arguments(parse_overrides(argv)))
 
 
 def _prepare(argv: list[str]) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from recbole_hatllm import compare_report, distributed, identity, run_folder
+from recbole_hatllm import compare_page, compare_report, distributed, identity, run_folder
 from recbole_hatllm import suite as suites
 from recbole_hatllm.attempt import attempt
+from recbole_hatllm.compare_progress import Progress
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.quick_start import run
@@ -85,8 +86,7 @@ class Comparison:
         self.suite = suite
         configs = suites.check(suite)
         first = next(iter(configs.values()))
-        measured = [f"{metric}@{cut}".lower() for metric in _list(first["metrics"]) for cut in _list(first["topk"])]
-        suites.check_paper(suite, measured)
+        suites.check_paper(suite, _measured(first))
         self.runs_dir = Path(first["runs_dir"])
         data = identity.data_digest(first)
         self.runs: list[Planned] = []
@@ -100,17 +100,7 @@ class Comparison:
                     self.runs.append(
                         Planned(entry, seed, keys, self.runs_dir / f"{entry.model}-{suite.dataset}-{mark}")
                     )
-        about = {
-            "dataset": suite.dataset,
-            "seeds": list(suite.seeds),
-            "method": suite.method,
-            "valid_metric": first["valid_metric"].lower(),
-            "metrics": measured,
-            "runs": {planned.entry.name: _described(planned) for planned in reversed(self.runs)},
-        }
-        self.about = json.loads(json.dumps(about, default=str))
-        short = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = Path(folder or self.runs_dir / f"compare-{suite.name}-{suite.dataset}-{short}")
+        self.about, self.folder = place_of(suite, configs, folder)
         known = run_folder.read_result(self.folder)
         if known and known.get("comparison") != self.about:
             raise ConfigError(f"{self.folder} holds another comparison (see its result.json): name another --folder.")
@@ -127,28 +117,32 @@ class Comparison:
         )
         found = self._write()
         try:
-            for number, planned in enumerate(self.runs, 1):
-                if planned.result is None and planned.reason is None:
-                    print(f"run {number}/{len(self.runs)}: {planned.label}{self._left()}", flush=True)
-                    self._make(planned)
-                    print(f"    {compare_report.outcome(planned, self.about['valid_metric'])}", flush=True)
-                    found = self._write()
+            with Progress(self.runs, self.about["valid_metric"]) as progress:
+                for planned in self.runs:
+                    if planned.result is None and planned.reason is None:
+                        with progress.running(planned):
+                            self._make(planned, progress.live)
+                        found = self._write()
         except KeyboardInterrupt:
             print(f"Stopped; the same command goes on. What there is stands in {self.folder}.", flush=True)
             raise
         if not any(planned.result for planned in self.runs):
             raise HatError(f"No run of {self.suite.name} came to an end: {self.runs[0].reason}")
         print("\n" + compare_report.terminal(found), flush=True)
-        print(f"tables: {self.folder}/table.md, table.csv, table.tex, result.json", flush=True)
+        print(
+            f"tables: {self.folder}/table.md, table.csv, table.tex, result.json; with figures: index.html", flush=True
+        )
         return {**found, "folder": str(self.folder)}
 
-    def _make(self, planned: Planned) -> None:
+    def _make(self, planned: Planned, live: bool) -> None:
         """Begins the run or goes on with it; another comparison that makes the same run is waited for."""
-        keys = {**planned.keys, "show_progress": False, "run_dir": str(planned.folder)}
+        show_progress = live and planned.keys.get("show_progress", True)
+        keys = {**planned.keys, "show_progress": show_progress, "run_dir": str(planned.folder)}
         lock = FileLock(self.runs_dir / f".{planned.folder.name}.lock")
         self.runs_dir.mkdir(parents=True, exist_ok=True)
         with lock:
-            outcome = attempt(planned.folder, lambda: run(planned.entry.model, self.suite.dataset, config_dict=keys))
+            begin = lambda: run(planned.entry.model, self.suite.dataset, config_dict=keys)  # noqa: E731
+            outcome = attempt(planned.folder, begin, show_progress)
         Path(lock.lock_file).unlink(missing_ok=True)
         if "reason" in outcome:
             planned.reason = " ".join(outcome["reason"].split())
@@ -172,24 +166,11 @@ class Comparison:
             return
         planned.result, planned.ranks = result, ranks
 
-    def _left(self) -> str:
-        """How long the runs without an outcome will take, by those that are finished; nothing where that cannot be said."""
-        ended = [planned for planned in self.runs if planned.result]
-        trained = [planned.seconds for planned in ended if not planned.entry.counts]
-        left = 0.0
-        for planned in self.runs:
-            if planned.result is None and planned.reason is None:
-                own = [other.seconds for other in ended if other.entry is planned.entry]
-                guess = own or (trained if not planned.entry.counts else [run.seconds for run in ended])
-                if not guess:
-                    return ""
-                left += sum(guess) / len(guess)
-        return f", about {run_folder.duration(left)} left"
-
     def _write(self) -> dict:
         """Brings the suite folder up to date; returns what its `result.json` holds."""
         found = compare_report.summary(self.about, self.suite.entries, self.runs)
         compare_report.write(found, self.folder)
+        compare_page.write(found, self.folder)
         return found
 
 
@@ -198,9 +179,34 @@ def _paired(other: Planned, result: dict, ranks: dict[str, np.ndarray]) -> bool:
     return same and all(np.array_equal(ranks[name], other.ranks[name]) for name in ("user", "target"))
 
 
-def _described(planned: Planned) -> dict:
-    keys = {key: value for key, value in planned.keys.items() if key not in {*PLACE, "seed", "data_path"}}
-    return {"model": planned.entry.model, "keys": keys}
+def place_of(suite: Suite, configs: dict[str, Config], folder: str | Path | None = None) -> tuple[dict, Path]:
+    """What a comparison is, as its `result.json` says under `comparison`, and the folder of its tables.
+
+    Args:
+        configs: of `suites.check`. folder: where the user names one.
+    """
+    first = next(iter(configs.values()))
+    not_the_run = {*PLACE, "data_path"}
+    runs = {}
+    for entry in suite.entries:
+        left_out = not_the_run | set(configs[entry.name].unread)
+        keys = {key: value for key, value in suite.keys_of(entry).items() if key not in left_out}
+        runs[entry.name] = {"model": entry.model, "keys": keys}
+    about = {
+        "dataset": suite.dataset,
+        "seeds": list(suite.seeds),
+        "method": suite.method,
+        "valid_metric": first["valid_metric"].lower(),
+        "metrics": _measured(first),
+        "runs": runs,
+    }
+    about = json.loads(json.dumps(about, default=str))
+    short = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    return about, Path(folder or Path(first["runs_dir"]) / f"compare-{suite.name}-{suite.dataset}-{short}")
+
+
+def _measured(config: Config) -> list[str]:
+    return [f"{metric}@{cut}".lower() for metric in _list(config["metrics"]) for cut in _list(config["topk"])]
 
 
 def _list(value: Any) -> list:

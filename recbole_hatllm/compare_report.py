@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_hatllm.files import publish
 from recbole_hatllm.intervals import bootstrap, gains, is_measured
-from recbole_hatllm.run_folder import aligned, duration, history_word, metric_name
+from recbole_hatllm.run_folder import aligned, duration, history_word, metric_name, size
 from recbole_hatllm.significance import compare_rows, holm
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -31,7 +31,8 @@ def summary(about: dict, entries: Sequence, runs: Sequence) -> dict:
         entries, runs: `suite.Entry` and `compare.Planned`, with those outcomes that there are.
 
     Returns:
-        runs: for each entry its metrics (mean over seeds, 95 % interval, by seed, the paper's), cost, folders and failures.
+        runs: for each entry its metrics (mean over seeds, 95 % interval, by seed, the paper's), cost (seconds: the mean over seeds,
+        peak_memory: their most), curves (of each seed the steps and by metric the values in validation), folders and failures.
         best: the tests on each metric of the method, or of the best, against the best other, Holm-corrected over the
         metrics. others: those of the method, or of the best, against each other run on valid_metric, corrected over the runs.
     """
@@ -72,15 +73,30 @@ def _row(entry, own: list, done: list, names: list[str]) -> dict:
         "metrics": metrics,
         "trainable_parameters": done[0].result["trainable_parameters"] if done else None,
         "seconds": sum(run.seconds for run in done) / len(done) if done else None,
+        "peak_memory": max((most for run in done if (most := run.result["peak_memory"]) is not None), default=None),
+        "curves": [_curve(run, names) for run in done if run.result["curve"]],
         "folders": [str(run.folder) for run in done],
         "failures": [{"seed": run.seed, "reason": run.reason} for run in own if run.reason],
     }
+
+
+def _curve(run, names: list[str]) -> dict:
+    points = run.result["curve"]
+    measured = [name for name in names if name in points[0]]
+    valid = {name: [point[name] for point in points] for name in measured}
+    return {"seed": run.seed, "steps": [point["step"] for point in points], "valid": valid}
 
 
 def ranking(rows: Sequence[dict], name: str) -> list[str]:
     """Names of the runs with a result, the best on a metric first; of equal ones the upper."""
     known = [row for row in rows if row["metrics"][name]["mean"] is not None]
     return [row["name"] for row in sorted(known, key=lambda row: -row["metrics"][name]["mean"])]
+
+
+def place(found: dict, row: dict, name: str) -> int | None:
+    """How many runs are better on a metric, so 0 for the best and those that equal it; None without a figure."""
+    own, means = row["metrics"][name]["mean"], [other["metrics"][name]["mean"] for other in found["runs"]]
+    return None if own is None else sum(mean is not None and mean > own for mean in means)
 
 
 def _against_best(about: dict, rows: list[dict], ranks: dict, name: str) -> dict | None:
@@ -127,7 +143,7 @@ def terminal(found: dict) -> str:
         return value + {0: "*", 1: "'"}.get(place, " ") + (f" {ends}" if ends else "") + paper
 
     table = aligned([_head(found), *(_cells(found, row, cell) for row in found["runs"])])
-    return "\n".join([table, "* best, ' second", *_notes(found)])
+    return "\n".join([table, "* best, ' second", *notes(found)])
 
 
 def markdown(found: dict) -> str:
@@ -140,7 +156,7 @@ def markdown(found: dict) -> str:
     head = _head(found)
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(_cells(found, row, cell) for row in found["runs"])]
     table = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
-    return "\n".join([*table, "", *(f"- {note}" for note in _notes(found)), ""])
+    return "\n".join([*table, "", *(f"- {note}" for note in notes(found)), ""])
 
 
 def latex(found: dict) -> str:
@@ -160,7 +176,7 @@ def latex(found: dict) -> str:
     return "\n".join([
         "% " + found["comparison"]["dataset"] + ", needs \\usepackage{booktabs}",
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
-        *(f"% {note}" for note in _notes(found)), "",
+        *(f"% {note}" for note in notes(found)), "",
     ])  # fmt: skip
 
 
@@ -173,7 +189,7 @@ def write_csv(found: dict, file: Path) -> None:
     head += [f"{metric_name(name)} {part}" for name in names for part in parts]
     with file.open("w", encoding="utf-8", newline="") as out:
         table = csv.writer(out, lineterminator="\n")
-        table.writerow([*head, "p", "p Holm", "trainable parameters", "seconds", "failure"])
+        table.writerow([*head, "p", "p Holm", "trainable parameters", "seconds", "peak memory", "failure"])
         for row in found["runs"]:
             line = [row["name"], row["model"], found["comparison"]["dataset"], found["protocol"]]
             line += [None if found["rows"] is None else history_word(found["history_masked"]).split()[1]]
@@ -182,7 +198,8 @@ def write_csv(found: dict, file: Path) -> None:
                 metric = row["metrics"][name]
                 line += [metric["mean"], *(metric["interval"] or [None, None]), metric["paper"]]
             test = tests.get(row["name"], {})
-            line += [test.get("p"), test.get("p_holm"), row["trainable_parameters"], row["seconds"]]
+            line += [test.get("p"), test.get("p_holm")]
+            line += [row["trainable_parameters"], row["seconds"], row["peak_memory"]]
             table.writerow([*line, "; ".join(failure["reason"] for failure in row["failures"])])
 
 
@@ -207,6 +224,7 @@ def _head(found: dict) -> list[str]:
         f"p against {method}",
         "parameters",
         "time",
+        "memory",
         "seeds",
     ]
 
@@ -215,45 +233,50 @@ def _cells(found: dict, row: dict, cell: Callable[[str, int, str, str], str]) ->
     tests = {test["baseline"]: test["p_holm"] for test in found["others"]}
     cells = []
     for name in found["comparison"]["metrics"]:
-        metric, means = row["metrics"][name], [other["metrics"][name]["mean"] for other in found["runs"]]
+        metric = row["metrics"][name]
         paper = "" if metric["paper"] is None else f" [paper {metric['paper']:.4f}]"
         if metric["mean"] is None:
             cells.append(("failed" if row["failures"] else "-") + paper)
             continue
         ends = "{:.4f}-{:.4f}".format(*metric["interval"]) if metric["interval"] else ""
-        place = sum(mean is not None and mean > metric["mean"] for mean in means)  # equal ones share it
-        cells.append(cell(f"{metric['mean']:.4f}", place, ends, paper))
-    p = _p(tests[row["name"]]) if row["name"] in tests else "-"
+        cells.append(cell(f"{metric['mean']:.4f}", place(found, row, name), ends, paper))
+    p = p_value(tests[row["name"]]) if row["name"] in tests else "-"
     if not row["seeds"]:
-        return [row["name"], *cells, p, "-", "-", f"0/{row['asked']}"]
-    seeds = str(row["asked"]) if len(row["seeds"]) == row["asked"] else f"{len(row['seeds'])}/{row['asked']}"
-    return [row["name"], *cells, p, f"{row['trainable_parameters']:,}", duration(row["seconds"]), seeds]
+        return [row["name"], *cells, p, "-", "-", "-", seeds(row)]
+    cost = [f"{row['trainable_parameters']:,}", duration(row["seconds"]), size(row["peak_memory"])]
+    return [row["name"], *cells, p, *cost, seeds(row)]
 
 
-def _notes(found: dict) -> list[str]:
+def seeds(row: dict) -> str:
+    """With how many seeds there is a result, and of how many where some are missing."""
+    return str(row["asked"]) if len(row["seeds"]) == row["asked"] else f"{len(row['seeds'])}/{row['asked']}"
+
+
+def notes(found: dict) -> list[str]:
     """What a reader has to know of the table."""
-    about, notes = found["comparison"], []
+    about, said = found["comparison"], []
     if found["rows"] is not None:
-        notes.append(
+        said.append(
             f"{about['dataset']}, {found['protocol']}, {history_word(found['history_masked'])}: {found['rows']} test rows, "
             f"{found['candidates']} candidates; means over seeds with 95 % bootstrap intervals over rows"
         )
     for test in found["best"]:
         more = "" if test["improvement"] is None else f" {test['improvement']:+.1f} %,"
         low, high = test["interval"]
-        notes.append(
+        said.append(
             f"{metric_name(test['metric'])}: {test['method']} against {test['baseline']}{more} "
-            f"{test['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {_p(test['p_holm'])}"
+            f"{test['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {p_value(test['p_holm'])}"
         )
     if found["others"]:
-        notes.append(
+        said.append(
             f"p: paired Wilcoxon signed-rank tests; Holm-corrected over the metrics above, in the table over the runs, "
             f"on {metric_name(about['valid_metric'])}"
         )
     for row in found["runs"]:
-        notes += [f"{row['name']}, seed {fail['seed']}, failed: {fail['reason']}" for fail in row["failures"]]
-    return notes
+        said += [f"{row['name']}, seed {fail['seed']}, failed: {fail['reason']}" for fail in row["failures"]]
+    return said
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value as the tables print it."""
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"

@@ -13,6 +13,7 @@ from recbole.utils import init_seed
 from recbole_hatllm import distributed, measurement, registry, run_folder, sharding, stages, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
+from recbole_hatllm.peak_memory import PeakMemory
 from recbole_hatllm.trainer import Interrupted, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,18 @@ def run(model: str, dataset: str, config_file_list: list[str] | None = None, con
         raise
 
 
-def resume(folder: str | Path) -> dict:
-    """Goes on with a run that was stopped, from its last saved state; a finished run is only read."""
+def resume(folder: str | Path, show_progress: bool | None = None) -> dict:
+    """Goes on with a run that was stopped, from its last saved state; a finished run is only read.
+
+    Args:
+        show_progress: over the key of the run's own config.
+    """
     folder = Path(folder)
     stored = run_folder.read_config(folder)
     if result := run_folder.read_result(folder):
         return {**result, "folder": str(folder)}
+    if show_progress is not None:
+        stored["show_progress"] = show_progress
     return _execute(_config(stored.pop("model"), stored.pop("dataset"), None, stored), folder)
 
 
@@ -73,11 +80,14 @@ def _execute(config, folder: Path) -> dict:
         show_progress = config["show_progress"] and distributed.first()
         init_seed(config["seed"], config["reproducibility"])
         began = time.monotonic()
+        peak = PeakMemory(config["device"])
         dataset, train, valid, test = distributed.in_turn(lambda: _data(config))
         distributed.told(lambda: stages.check(config, dataset.item_tokens))
         model = distributed.in_turn(lambda: registry.model_class(config["model"])(config, train.dataset))
         before = time.monotonic()
+        peak.note()
         parents = _parents(config, folder)  # behind everything that may refuse this run
+        peak.begin()  # seconds and memory are this run's own
         began += time.monotonic() - before
         if parents:
             distributed.in_turn(lambda: model.inherit({s.parent.role: s.folder for s in parents}, train.dataset))
@@ -123,6 +133,7 @@ def _execute(config, folder: Path) -> dict:
                 "train": round(getattr(trainer, "seconds", trained - prepared), 2),
                 "test": round(time.monotonic() - trained, 2),
             },
+            "peak_memory": peak.note(),
             "versions": run_folder.versions(),
         }
         measurement.leave_written(folder, model, test, ranks)

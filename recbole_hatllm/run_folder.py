@@ -196,6 +196,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def size(count: int | None) -> str:
+    """Bytes as `312 MB` or `1.3 GB` of 10^6 and 10^9, `-` where they are not known."""
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.0f} MB" if count < 999.5e6 else f"{count / 1e9:.1f} GB"
+
+
 def read_ranks(folder: Path) -> dict[str, np.ndarray]:
     """User and target (ids as in the files) and rank (int64, from 1) of every test row of a finished run.
 
@@ -223,7 +230,7 @@ def model_card(name: str, result: dict) -> str:
         f"- Protocol: {result['protocol']}, {result['rows']['test']} test rows, all {result['candidates']} items ranked, "
         f"{history_word(result['history_masked'])}",
         f"- Training: {result['steps']} steps on {result['rows']['train']} rows, {result['seconds']['train']:.0f} s, "
-        f"{result['trainable_parameters']:,} trainable parameters",
+        f"{result['trainable_parameters']:,} trainable parameters, peak memory {size(result['peak_memory'])}",
     ]
     for part, found in result["test_parts"].items():
         if found and found["rows"]:

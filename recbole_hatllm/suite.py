@@ -7,6 +7,9 @@ runs:
   - {name: SASRec, model: SASRec, keys: {n_layers: 1}, config_files: [best.yaml], paper: {hr@10: 0.03}}
 method: SASRec                                tested against the others; by default the best
 floors: true                                  adds the runs of properties/suite/floors.yaml
+prepare: [prepare my-data --inter=my.csv]     the commands that make the dataset, for whoever does not have it
+
+What a paper prints holds for the file's own dataset alone; `paper: {ml-100k: {...}, ml-1m: {...}}` is of several.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ SHARED = (
     | {"eval_sample", "encoding"}
     | ({*dataset_arguments, *evaluation_arguments} - {"load_col", "eval_batch_size"})
 )
-_OF_A_SUITE = ("dataset", "seeds", "keys", "runs", "method", "floors")
+_OF_A_SUITE = ("dataset", "seeds", "keys", "runs", "method", "floors", "prepare")
 _OF_A_RUN = ("name", "model", "keys", "config_files", "paper")
 
 
@@ -55,7 +58,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Suite:
-    """Entries that are run with each of the seeds: `keys` for all of them, `over` besides and above all others."""
+    """Entries that are run with each of the seeds: `keys` for all of them, `over` besides and above all others.
+
+    `prepare` are the commands that make the dataset.
+    """
 
     name: str
     dataset: str
@@ -64,6 +70,7 @@ class Suite:
     keys: dict[str, Any]
     over: dict[str, Any]
     method: str | None = None
+    prepare: tuple[str, ...] = ()
 
     def shared(self, entry: Entry) -> dict[str, Any]:
         """The keys for all runs, as far as this one takes them."""
@@ -79,6 +86,19 @@ class Suite:
     def seeds_of(self, entry: Entry) -> tuple[int, ...]:
         """The seeds that it is run with."""
         return self.seeds[:1] if entry.counts else self.seeds
+
+
+def arguments(keys: dict[str, Any]) -> dict[str, Any]:
+    """What `compare.compare` takes, out of the `keys` of a command line; those of no argument are for all runs."""
+    names = ("models", "suite", "dataset", "seeds", "method", "floors", "folder")
+    found = {name: keys.get(name) for name in names}
+    if isinstance(found["seeds"], (str, int)):
+        found["seeds"] = [schema.number(part) for part in str(found["seeds"]).split(",")]
+    found["models"] = [name for name in str(found["models"] or "").split(",") if name]
+    files = [file for file in str(keys.get("config_files") or "").split(",") if file]
+    said = {key: value for key, value in keys.items() if key not in (*names, "config_files")}
+    merged = {key: value for part in [*map(schema.read_yaml, files), said] for key, value in part.items()}
+    return {**found, "config_dict": merged}
 
 
 def read_suite(
@@ -107,17 +127,25 @@ def read_suite(
     where = str(path or "--models")
     _check_keys(where, said, _OF_A_SUITE)
     wanted = {"dataset": dataset, "seeds": seeds, "method": method, "floors": floors}
+    own = said.get("dataset")
     said = {"keys": {}, "floors": True, **said, **{key: value for key, value in wanted.items() if value is not None}}
     if not said.get("dataset"):
         raise ConfigError(f"{where} names no dataset: say --dataset=NAME.")
     if not isinstance(said["keys"], dict):
         raise ConfigError(f"{where}: keys are {said['keys']!r}, and must be lines of the form `key: value`.")
+    prepare = said.get("prepare") or []
+    if not isinstance(prepare, list) or not all(isinstance(command, str) for command in prepare):
+        raise ConfigError(
+            f"{where}: prepare is {prepare!r}, and must be a list of commands, such as [prepare amazon-toys]."
+        )
     if not isinstance(said["floors"], bool):
         raise ConfigError(f"{where}: floors is {said['floors']!r}, and must be true or false.")
     if not isinstance(said.get("runs"), list) or not said["runs"]:
         raise ConfigError(f"{where} has no runs: list them as {{name: ..., model: ...}}.")
     floor_runs = schema.read_yaml(SUITES / "floors.yaml")["runs"]
-    entries = [_entry(where, run, path, {floor["model"] for floor in floor_runs}) for run in said["runs"]]
+    floor_models = {floor["model"] for floor in floor_runs}
+    of = (str(own or said["dataset"]), str(said["dataset"]))
+    entries = [_entry(where, run, path, floor_models, of) for run in said["runs"]]
     names = [entry.name for entry in entries]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{where} has two runs named {twice[0]}: name them apart.")
@@ -131,9 +159,9 @@ def read_suite(
     if chosen is not None and chosen not in (names := [entry.name for entry in entries]):
         raise ConfigError(f"{where}: the method {chosen!r} is none of the runs{nearest(chosen, names)}")
     name = path.stem if path else "models"
-    return Suite(
-        name, str(said["dataset"]), _seeds(where, said), tuple(entries), said["keys"], dict(keys or {}), chosen
-    )
+    of_it = tuple(prepare) if of[0] == of[1] else ()
+    seeds = _seeds(where, said)
+    return Suite(name, of[1], seeds, tuple(entries), said["keys"], dict(keys or {}), chosen, of_it)
 
 
 def check(suite: Suite) -> dict[str, Config]:
@@ -141,8 +169,13 @@ def check(suite: Suite) -> dict[str, Config]:
 
     Raises:
         ConfigError: an unknown model or key, a value out of range, a key that nobody reads, one that must be the same for
-            all runs and is not.
+            all runs and is not; the dataset is not there and is none of those that are made by themselves.
     """
+    default = schema.read_yaml(schema.PROPERTIES / "overall.yaml")["data_path"]
+    data = Path({"data_path": default, **suite.keys, **suite.over}["data_path"])
+    if suite.prepare and not (data / suite.dataset).is_dir():
+        commands = ", then ".join(f"`python run_hatllm.py {command}`" for command in suite.prepare)
+        raise ConfigError(f"{suite.name} needs {suite.dataset}, which is not in {data}: run {commands}.")
     logging.disable(logging.WARNING)
     try:
         configs = {entry.name: _checked(suite, entry) for entry in suite.entries}
@@ -185,7 +218,8 @@ def _path(file: str | Path) -> Path:
     return found
 
 
-def _entry(where: str, run: Any, path: Path | None, floors: set[str]) -> Entry:
+def _entry(where: str, run: Any, path: Path | None, floors: set[str], of: tuple[str, str]) -> Entry:
+    """`of` are the dataset that the file is about, and the one that is compared on."""
     if not isinstance(run, dict) or not run.get("model"):
         raise ConfigError(f"{where}: the run {run!r} names no model: write {{name: ..., model: ...}}.")
     _check_keys(f"{where}, run {run.get('name') or run['model']}", run, _OF_A_RUN)
@@ -199,16 +233,24 @@ def _entry(where: str, run: Any, path: Path | None, floors: set[str]) -> Entry:
         beside = path.parent / str(file) if path else Path(file)
         read |= schema.read_yaml(beside if beside.is_file() else file)
     read.pop("seed", None)  # of the search that chose these keys; a suite has its own
-    return Entry(name, str(run["model"]), keys, read, _paper(f"{where}, run {name}", paper), run["model"] in floors)
+    return Entry(name, str(run["model"]), keys, read, _paper(f"{where}, run {name}", paper, of), run["model"] in floors)
 
 
-def _paper(where: str, paper: dict[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, value in paper.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{where}: paper has {value!r} for {name}, and must have a number.")
-        found[str(name).lower().replace("hr@", "hit@")] = float(value)
-    return found
+def _paper(where: str, paper: dict[str, Any], of: tuple[str, str]) -> dict[str, float]:
+    """What a paper prints of the dataset that is compared on."""
+    own, dataset = of
+    by_dataset = paper if any(isinstance(value, dict) for value in paper.values()) else {own: paper}
+    found: dict[str, dict[str, float]] = {}
+    for name, metrics in by_dataset.items():
+        if not isinstance(metrics, dict):
+            raise ConfigError(
+                f"{where}: paper has {metrics!r} for {name} beside datasets: write {{dataset: {{metric: number}}}}."
+            )
+        for metric, value in metrics.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{where}: paper has {value!r} for {metric}, and must have a number.")
+            found.setdefault(str(name), {})[str(metric).lower().replace("hr@", "hit@")] = float(value)
+    return found.get(dataset, {})
 
 
 def check_paper(suite: Suite, names: Iterable[str]) -> None:

@@ -541,7 +541,7 @@ REFUSED = [
     ((["prompt"], {"dataset": "own", "user": "u7", "model": "Pop"}), r"Pop reads no prompts"),
     ((["prompt"], {"dataset": "own", "user": "u7", "n_inn": 1}), r"n_inn.*n_in"),
     ((["prompt"], {"user": "u7"}), r"--dataset"),
-    ((["figure"], {}), r"prompt, heatmap, attention, errors, and figure"),
+    ((["figure"], {}), r"prompt, heatmap, attention, errors, sensitivity, and figure"),
     (([], {}), r"nothing is given"),
 ]
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_hatllm import identity, quick_start, schema
+from recbole_hatllm import suite as suites
 from recbole_hatllm.compare import compare
 from recbole_hatllm.compare_report import latex, markdown, terminal
 from recbole_hatllm.config import Config
+from recbole_hatllm.data.sources import catalogue
 from recbole_hatllm.errors import ConfigError, HatError
 from recbole_hatllm.intervals import bootstrap, gains, of_mean
 from recbole_hatllm.significance import compare_rows, holm
@@ -61,7 +63,10 @@ def suite_file(folder: Path, **said) -> str:
 
 def lasting(found: dict) -> dict:
     """A summary without what differs between two makings of the same."""
-    runs = [{**run, "seconds": 0, "folders": [Path(folder).name for folder in run["folders"]]} for run in found["runs"]]
+    runs = [
+        {**run, "seconds": 0, "peak_memory": 0, "folders": [Path(folder).name for folder in run["folders"]]}
+        for run in found["runs"]
+    ]
     return {**found, "folder": "", "runs": runs}
 
 
@@ -86,6 +91,11 @@ def test_a_comparison_runs_everything_once(small, began, capsys):
             assert metric["mean"] == pytest.approx(np.mean([result["test"][name] for result in results]), abs=1e-6)
             assert metric["interval"] == ends[name]
         assert row["trainable_parameters"] == results[0]["trainable_parameters"]
+        assert row["seconds"] == pytest.approx(np.mean([sum(result["seconds"].values()) for result in results]))
+        assert row["peak_memory"] == max(result["peak_memory"] for result in results) > 10**7
+        for curve, result in zip(row["curves"], (result for result in results if result["curve"]), strict=True):
+            assert curve["seed"] == result["seed"] and curve["steps"] == [point["step"] for point in result["curve"]]
+            assert curve["valid"]["ndcg@10"] == [point["ndcg@10"] for point in result["curve"]]
         assert len(results) == 1 or results[0]["seed"] != results[1]["seed"]
     assert found["rows"] == 30 and found["candidates"] == 20 and found["history_masked"] is False
 
@@ -198,7 +208,9 @@ def test_a_killed_comparison_goes_on_to_the_same_table(small, keys, tmp_path, be
     assert found["runs"][5]["failures"]
     assert len(began) == 10 - len(begun)  # finished runs are read, a begun one is gone on with
     for name in ("table.md", "table.tex"):
-        texts = [re.sub(r"\d+ s \|?|\d+ s &", "", (Path(f["folder"]) / name).read_text()) for f in (found, whole)]
+        texts = [
+            re.sub(r"\d+ s [|&]|[\d.]+ [MG]B [|&]", "", (Path(f["folder"]) / name).read_text()) for f in (found, whole)
+        ]
         assert texts[0] == texts[1]
 
 
@@ -355,11 +367,61 @@ def test_the_strongest_key_wins(keys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", sorted(schema.PROPERTIES.glob("suite/*.yaml")), ids=lambda path: path.stem)
-def test_shipped_suites_pass_their_checks(file):
-    from recbole_hatllm.suite import check, read_suite
+def test_shipped_suites_pass_their_checks(file, tmp_path):
+    """Nothing is downloaded, nothing is run."""
+    own = schema.read_yaml(file).get("dataset", "ml-100k")
+    (tmp_path / own).mkdir()
+    suite = suites.read_suite(file.stem, dataset=own, keys={"data_path": str(tmp_path)})
+    configs = suites.check(suite)
+    assert configs.keys() == {entry.name for entry in suite.entries} >= set(FLOORS)
+    suites.check_paper(suite, ["hit@5", "hit@10", "ndcg@5", "ndcg@10"])
+    assert suite.prepare or own in catalogue.names()  # else nobody knows where it comes from
 
-    suite = read_suite(file.stem, dataset="ml-100k")
-    assert check(suite).keys() == {entry.name for entry in suite.entries} >= set(FLOORS)
+
+def test_the_papers_figures_are_those_of_the_dataset():
+    """Cells of the paper's tables, read off it apart from the files."""
+    paper = lambda name, dataset: {e.name: e.paper for e in suites.read_suite(name, dataset=dataset).entries}  # noqa: E731
+    games, beauty, clothing = (paper("table3", f"amazon-{name}") for name in ("games", "beauty", "clothing"))
+    assert games["HatLLM"] == {"hit@5": 0.0374, "ndcg@5": 0.0275, "hit@10": 0.0514, "ndcg@10": 0.0320}
+    assert beauty["LLaRA"] == {"hit@10": 0.0368, "ndcg@10": 0.0213} and clothing["DROS"]["ndcg@10"] == 0.0071
+    assert paper("table4", None)["BIGRec, 8B"] == {"hit@10": 0.0494, "ndcg@10": 0.0304}
+    assert paper("table4", "amazon-clothing")["SLMRec, 1B"] == {"hit@10": 0.0112, "ndcg@10": 0.0053}
+    for dataset in ("amazon-beauty", "ml-100k"):  # of which the table says nothing
+        assert not any(paper("table4", dataset).values())
+    assert paper("table4", None)["HatLLM, 3B"].items() <= games["HatLLM"].items()
+
+
+def test_the_papers_suites_hold_its_models_and_the_whole_grid(tmp_path):
+    ours = {"SASRecBCE", "DROS", "LiteLLM4Rec", "E4SRec", "SLMRec", "BIGRec", "LLaRA", "HatLLM"}
+    for name in ("table3", "table3-small"):
+        assert {entry.model for entry in suites.read_suite(name).entries} == ours | set(FLOORS), name
+    grid = suites.read_suite("figure5", keys={"data_path": str(tmp_path)}, floors=False)
+    values = {(config["n_in"], config["n_cr"]) for config in suites.check(grid).values()}
+    assert values == {(n, 2) for n in (1, 4, 8, 12, 16)} | {(4, n) for n in (1, 2, 3, 4, 5)}
+
+
+def test_a_papers_figures_hold_for_the_datasets_that_it_names(tmp_path):
+    runs = lambda paper: [{"model": "BPR", "paper": paper}]  # noqa: E731
+
+    def read(paper, dataset=None):
+        return suites.read_suite(suite_file(tmp_path, runs=runs(paper)), dataset=dataset).entries[0].paper
+
+    assert read({"hr@10": 0.5}) == {"hit@10": 0.5} and read({"hr@10": 0.5}, "other") == {}
+    both = {"tiny": {"hr@10": 0.5}, "other": {"ndcg@5": 0.25}}
+    assert read(both) == {"hit@10": 0.5} and read(both, "other") == {"ndcg@5": 0.25} and read(both, "third") == {}
+    with pytest.raises(ConfigError, match=r"0\.1 for hr@5 beside datasets"):
+        read({**both, "hr@5": 0.1})
+
+
+def test_a_suite_says_how_its_dataset_is_made(tmp_path):
+    made = {"data_path": str(tmp_path)}
+    with pytest.raises(
+        ConfigError, match=r"small needs amazon-toys-10core.*run `.*prepare amazon-toys`, then `.*--k_core=10`"
+    ):
+        compare(suite="table3-small", config_dict=made)
+    suites.check(suites.read_suite("table3-small", dataset="ml-100k", keys=made))  # of another dataset it says nothing
+    with pytest.raises(ConfigError, match=r"prepare is 'make it'.*list of commands"):
+        compare(suite=suite_file(tmp_path, prepare="make it"), config_dict=made)
 
 
 # --- Statistics
@@ -431,7 +493,7 @@ def made_up() -> dict:
         interval = None if mean is None else [mean - 0.01, mean + 0.02]
         metrics = {"ndcg@10": {"mean": mean, "interval": interval, "by_seed": [], "paper": paper}}
         return {"name": name, "model": "M", "seeds": [0, 1], "asked": 2, "metrics": metrics, "trainable_parameters": 1234567,
-                "seconds": 61.0, "folders": [], "failures": [], **more}  # fmt: skip
+                "seconds": 61.0, "peak_memory": 1_340_000_000, "curves": [], "folders": [], "failures": [], **more}  # fmt: skip
 
     test = {"metric": "ndcg@10", "method": "A_1 & co", "baseline": "B|2", "difference": 0.02, "interval": [0.01, 0.03],
             "improvement": 25.0, "p": 0.01, "p_holm": 0.0201}  # fmt: skip
@@ -445,10 +507,10 @@ def made_up() -> dict:
 
 def test_markdown():
     lines = markdown(made_up()).splitlines()
-    assert lines[0] == "| test | NDCG@10 | p against A_1 & co | parameters | time | seeds |"
-    assert lines[2] == "| A_1 & co | **0.1000** (0.0900-0.1200) [paper 0.1250] | - | 1,234,567 | 61 s | 2 |"
-    assert lines[3] == "| B\\|2 | <u>0.0800</u> (0.0700-0.1000) | 0.020 | 1,234,567 | 61 s | 2 |"
-    assert lines[4] == "| C | failed | - | - | - | 0/2 |" and lines[5].startswith("| D | 0.0500 (")
+    assert lines[0] == "| test | NDCG@10 | p against A_1 & co | parameters | time | memory | seeds |"
+    assert lines[2] == "| A_1 & co | **0.1000** (0.0900-0.1200) [paper 0.1250] | - | 1,234,567 | 61 s | 1.3 GB | 2 |"
+    assert lines[3] == "| B\\|2 | <u>0.0800</u> (0.0700-0.1000) | 0.020 | 1,234,567 | 61 s | 1.3 GB | 2 |"
+    assert lines[4] == "| C | failed | - | - | - | - | 0/2 |" and lines[5].startswith("| D | 0.0500 (")
     text = "\n".join(lines)
     assert "tiny, windows, history masked: 30 test rows, 20 candidates" in text
     assert "NDCG@10: A_1 & co against B|2 +25.0 %, +0.0200 (+0.0100 to +0.0300), p = 0.020" in text
@@ -457,11 +519,13 @@ def test_markdown():
 
 def test_latex():
     lines = [line for line in latex(made_up()).splitlines() if not line.startswith("%")]
-    assert lines[0] == r"\begin{tabular}{lrrrrr}" and lines[-1] == r"\end{tabular}"
-    cell = r"A\_1 \& co & \textbf{0.1000} {\scriptsize (0.0900--0.1200)} [paper 0.1250] & - & 1,234,567 & 61 s & 2 \\"
+    assert lines[0] == r"\begin{tabular}{lrrrrrr}" and lines[-1] == r"\end{tabular}"
+    cell = r"A\_1 \& co & \textbf{0.1000} {\scriptsize (0.0900--0.1200)} [paper 0.1250] & - & 1,234,567 & 61 s & 1.3 GB & 2 \\"
     assert cell in lines
-    assert r"B|2 & \underline{0.0800} {\scriptsize (0.0700--0.1000)} & 0.020 & 1,234,567 & 61 s & 2 \\" in lines
-    assert all(len(re.findall(r"(?<!\\)&", line)) == 5 for line in lines if line.endswith(r"\\"))
+    assert (
+        r"B|2 & \underline{0.0800} {\scriptsize (0.0700--0.1000)} & 0.020 & 1,234,567 & 61 s & 1.3 GB & 2 \\" in lines
+    )
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 6 for line in lines if line.endswith(r"\\"))
 
 
 def test_csv_and_terminal(tmp_path):
@@ -475,6 +539,7 @@ def test_csv_and_terminal(tmp_path):
     assert {part: float(first[f"NDCG@10 {part}"]) for part in wanted} == pytest.approx(wanted)
     assert second["p Holm"] == "0.0201" and second["NDCG@10 paper"] == "" and third["failure"] == "50 % of_it, lost."
     assert third["NDCG@10 mean"] == "" and first["trainable parameters"] == "1234567"
+    assert first["peak memory"] == "1340000000"
     shown = terminal(made_up()).splitlines()
     assert "0.1000* 0.0900-0.1200 [paper 0.1250]" in shown[1] and "0.0800' 0.0700-0.1000" in shown[2]
 

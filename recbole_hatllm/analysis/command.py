@@ -1,4 +1,4 @@
-"""The four analyses by name, and which options each takes."""
+"""The five analyses by name, and which options each takes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ def analyze(names: Sequence[str], keys: dict[str, Any]) -> str:
     """Makes one analysis, and returns what the terminal is to show.
 
     Args:
-        names: the words of the command line, of which there must be one: prompt, heatmap, attention or errors.
-        keys: its options; `prompt` takes the keys of a run as well.
+        names: the words of the command line, of which there must be one: prompt, heatmap, attention, errors or
+            sensitivity.
+        keys: its options; `prompt` takes the keys of a run as well, and `sensitivity` those of a comparison.
 
     Raises:
         ConfigError: no such analysis, an option that it does not take, or one that is missing.
     """
     # matplotlib is loaded only where a figure is asked for
-    from recbole_hatllm.analysis import attention, errors, heatmap, prompt
+    from recbole_hatllm.analysis import attention, errors, heatmap, prompt, sensitivity
 
-    known = {module.__name__.rpartition(".")[2]: module.run for module in (prompt, heatmap, attention, errors)}
+    modules = (prompt, heatmap, attention, errors, sensitivity)
+    known = {module.__name__.rpartition(".")[2]: module.run for module in modules}
     if len(names) != 1 or names[0] not in known:
         given = " ".join(names) or "nothing"
         raise ConfigError(f"analyze takes one of {', '.join(known)}, and {given} is given: see run_hatllm.py --help.")

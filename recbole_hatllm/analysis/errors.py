@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from recbole_hatllm import run_folder
 from recbole_hatllm.analysis.groups import groups, properties
-from recbole_hatllm.analysis.output import BLUE, RED, leave_figure, leave_numbers, style
+from recbole_hatllm.analysis.output import leave_figure, leave_numbers, style
 from recbole_hatllm.analysis.subject import paired, test_part
+from recbole_hatllm.colours import BLUE, RED
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.intervals import gains, is_measured, of_mean

@@ -13,21 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from recbole_hatllm import registry
-from recbole_hatllm.analysis.output import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    file_name,
-    leave_figure,
-    leave_numbers,
-    style,
-)
+from recbole_hatllm.analysis.output import file_name, leave_figure, leave_numbers, style
 from recbole_hatllm.analysis.subject import history, is_llm, masks_of, row_of, test_part
 from recbole_hatllm.analysis.tokens import boundaries, texts
 from recbole_hatllm.backbone import load_backbone
+from recbole_hatllm.colours import BLUE, GREEN, ORANGE, PINK, RED, SKY
 from recbole_hatllm.config import Config
 from recbole_hatllm.data.prompt import Prompt, PromptTable
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
