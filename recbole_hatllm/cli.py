@@ -33,7 +33,8 @@ usage:
   run_hatllm.py evaluate --run=FOLDER                           a finished run measured again: [--mask_history=true] [--topk=5,10]
       [--eval_sample=N] [--metrics=...] [--folder=FOLDER]        all, warm, cold and same-day targets; nothing is trained
   run_hatllm.py search --model=NAME --dataset=NAME              the best keys on validation; stopped, it goes on by itself
-      [--space=FILE] [--trials=N] [--sampler=grid|random|tpe] [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]
+      [--space=FILE.yaml or .hyper] [--trials=N] [--sampler=grid|random|tpe] [--pruner=none|median|halving]
+      [--study=FOLDER] [--storage=URL or FILE] [--key=value ...]   its figures: which keys matter, and where they are good
   run_hatllm.py compare --models=NAME,NAME --dataset=NAME --seeds=0,1,2    one table with intervals and tests, floors below;
       or --suite=FILE or NAME                                   stopped, it goes on by itself; leaves a page with figures
       [--method=NAME] [--floors=false] [--folder=FOLDER] [--key=value ...]
@@ -147,7 +148,7 @@ def _search(argv: list[str]) -> None:
     keys = parse_overrides(argv)
     model, dataset = _take(keys, "model", required=True), _take(keys, "dataset", required=True)
     files = [file for file in str(_take(keys, "config_files", default="")).split(",") if file]
-    options = {name: _take(keys, name) for name in ("space", "trials", "sampler", "study", "storage")}
+    options = {name: _take(keys, name) for name in ("space", "trials", "sampler", "study", "storage", "pruner")}
     search(model, dataset, config_file_list=files, config_dict=keys, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,40 +15,53 @@ from recbole_hatllm import distributed, measurement, registry, run_folder, shard
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError, HatError
 from recbole_hatllm.peak_memory import PeakMemory
-from recbole_hatllm.trainer import Interrupted, trainer_class
+from recbole_hatllm.trainer import GivenUp, Interrupted, trainer_class
 
 logger = logging.getLogger(__name__)
 
 
-def run(model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None) -> dict:
+def run(
+    model: str,
+    dataset: str,
+    config_file_list: list[str] | None = None,
+    config_dict: dict | None = None,
+    callback_fn: Callable[[int, float], bool] | None = None,
+) -> dict:
     """Trains and evaluates one model and leaves a run folder; processes that a launcher started do so together.
 
     Args:
         model: any name of `registry.model_names()`, e.g. HatLLM, BIGRec, SASRec, Pop.
         dataset: name of a folder with atomic files, or one that RecBole brings along, e.g. ml-100k.
         config_file_list: YAML files; config_dict: keys that override them. `--help` lists the keys.
+        callback_fn: told the number of each validation and its valid_metric; a training that would go on is given up where it
+            says True. Numbers count steps of eval_step (0 is before the first), or epochs from 0 where RecBole has a trainer of its
+            own for a model. A run that goes on tells all validations that it has made before.
 
     Returns:
         what `result.json` holds (test and valid metrics, rows, protocol, seconds, versions ...) and `folder`.
 
     Raises:
-        HatError: bad config, data or backbone. Interrupted: Ctrl-C.
+        HatError: bad config, data or backbone. Interrupted: Ctrl-C. GivenUp: `callback_fn` wanted it; `resume` goes on.
     """
     config = _config(model, dataset, config_file_list, config_dict)
     folder = distributed.told(lambda: run_folder.create(config))
     try:
-        return _execute(config, folder)
+        return _execute(config, folder, callback_fn)
     except HatError:
         if distributed.first():
             run_folder.drop_unused(folder)
         raise
 
 
-def resume(folder: str | Path, show_progress: bool | None = None) -> dict:
+def resume(
+    folder: str | Path,
+    show_progress: bool | None = None,
+    callback_fn: Callable[[int, float], bool] | None = None,
+) -> dict:
     """Goes on with a run that was stopped, from its last saved state; a finished run is only read.
 
     Args:
-        show_progress: over the key of the run's own config.
+        show_progress: over the key of the run's own config. callback_fn: as in `run`.
     """
     folder = Path(folder)
     stored = run_folder.read_config(folder)
@@ -55,7 +69,7 @@ def resume(folder: str | Path, show_progress: bool | None = None) -> dict:
         return {**result, "folder": str(folder)}
     if show_progress is not None:
         stored["show_progress"] = show_progress
-    return _execute(_config(stored.pop("model"), stored.pop("dataset"), None, stored), folder)
+    return _execute(_config(stored.pop("model"), stored.pop("dataset"), None, stored), folder, callback_fn)
 
 
 def _config(model, dataset, files, keys) -> Config:
@@ -74,7 +88,7 @@ def _data(config):
     return dataset, *registry.data_loaders(config, dataset)
 
 
-def _execute(config, folder: Path) -> dict:
+def _execute(config, folder: Path, callback_fn: Callable[[int, float], bool] | None) -> dict:
     with _log_to(folder / "log.txt"):
         trainer_of = trainer_class(config)
         show_progress = config["show_progress"] and distributed.first()
@@ -104,8 +118,10 @@ def _execute(config, folder: Path) -> dict:
             trainer.restore()
         prepared = time.monotonic()
         try:
-            _, valid_result = trainer.fit(train, valid, verbose=False, show_progress=show_progress)
-        except Interrupted:
+            _, valid_result = trainer.fit(
+                train, valid, verbose=False, show_progress=show_progress, callback_fn=callback_fn
+            )
+        except (Interrupted, GivenUp):
             logger.info("Stopped; the best so far is kept. Go on with --resume=%s", folder)
             raise
         trained = time.monotonic()

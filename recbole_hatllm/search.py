@@ -1,15 +1,14 @@
 """Hyper-parameter search: Optuna proposes, a trial is a normal run, validation decides, test is only reported.
 
-A study folder holds `study.db` (Optuna's), `trial-<number>/` (run folders), `study.json` (all trials) and `best.yaml`.
+A study folder holds `study.db` (Optuna's), `trial-<number>/` (run folders), `study.json` (all trials), `best.yaml` and figures.
 Any number of workers may share it: a trial belongs to the worker that holds its lock file, which a dead one does not.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,16 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from recbole_hatllm import distributed, schema
+from recbole_hatllm import distributed, schema, search_figures
 from recbole_hatllm.attempt import attempt
 from recbole_hatllm.errors import ConfigError, HatError
 from recbole_hatllm.files import publish
+from recbole_hatllm.proposals import Proposals
+from recbole_hatllm.pruning import Watch, pruner_of
 from recbole_hatllm.quick_start import run
 from recbole_hatllm.search_report import best_yaml, progress, records, summary
 from recbole_hatllm.space import PLACE, check_space, read_space
-
-SAMPLERS = ("grid", "random", "tpe")
-TRIALS = 20  # of random and tpe, where none are asked for
+from recbole_hatllm.trainer import GivenUp
 
 
 def search(
@@ -41,16 +40,18 @@ def search(
     sampler: str | None = None,
     study: str | Path | None = None,
     storage: str | None = None,
+    pruner: str | None = None,
 ) -> dict:
     """Searches the keys of a space; the same call again goes on where the last one stopped.
 
     Args:
         model, dataset, config_file_list, config_dict: as in `run`, the same for all trials.
-        space: a YAML file, see `space.py`; by default properties/search/<model>.yaml.
-        trials: at most so many; by default the whole grid, or `TRIALS`.
-        sampler: of `SAMPLERS`; by default grid where all keys have choices, else tpe.
+        space: a file, see `read_space`; by default properties/search/<model>.yaml.
+        trials: at most so many; by default the whole grid, or 20.
+        sampler: grid, random or tpe; by default grid where all keys have choices, else tpe.
         study: the study folder; by default one in `runs_dir` whose name follows from everything above but `trials`.
         storage: an Optuna storage URL or the path of a journal file; by default `study.db` in the study folder.
+        pruner: of `pruning.PRUNERS`, by default none: which trials are given up by their validation curves.
 
     Returns:
         what `study.json` holds: the search and its trials, the best on validation first.
@@ -59,15 +60,17 @@ def search(
         HatError: bad space, keys or data; no trial came to an end. Interrupted: Ctrl-C; the same call goes on.
     """
     distributed.alone("search")
-    return Search(model, dataset, space, config_file_list, config_dict, trials, sampler, study, storage).go()
+    return Search(model, dataset, space, config_file_list, config_dict, trials, sampler, study, storage, pruner).go()
 
 
 class Search:
     """One worker on one study; arguments as in `search`."""
 
-    def __init__(self, model, dataset, space, config_file_list, config_dict, trials, sampler, study, storage):
+    def __init__(
+        self, model, dataset, space, config_file_list, config_dict, trials, sampler, study, storage, pruner=None
+    ):
         self.space = read_space(space or schema.PROPERTIES / "search" / f"{model}.yaml")
-        if twice := sorted(self.space.keys() & (config_dict or {}).keys()):
+        if twice := sorted(self.space.dimensions.keys() & (config_dict or {}).keys()):
             raise ConfigError(f"{twice[0]} is searched and set at once: leave it out of one of them.")
         files = [schema.read_yaml(file) for file in config_file_list or []]
         self.keys = {key: value for keys in [*files, config_dict or {}] for key, value in keys.items()}
@@ -76,15 +79,22 @@ class Search:
         config = check_space(self.space, model, dataset, self.keys)
         self.metric, self.maximize = config["valid_metric"].lower(), config["valid_metric_bigger"]
         self.seed = config["seed"]
-        self._choose_sampler(sampler, trials)
+        pruner = pruner or "none"
+        self.pruner, self.prunes = pruner_of(pruner), pruner != "none"
+        if self.prunes and "eval_step" in self.space.dimensions:
+            raise ConfigError("eval_step is searched, and a pruner compares trials validation by validation: set it.")
+        self.proposals = Proposals(self.space, config, sampler, trials)
+        self.total = self.proposals.total
         about = {
             "model": config["model"],
             "dataset": dataset,
             "protocol": config["protocol"],
             "valid_metric": self.metric,
-            "sampler": self.sampler,
-            "space": {key: {dimension.kind: dimension.values} for key, dimension in self.space.items()},
-            "keys": {key: value for key, value in self.keys.items() if key not in (*PLACE, *self.space)},
+            "sampler": self.proposals.sampler,
+            "pruner": pruner,
+            "space": {key: {dimension.kind: dimension.values} for key, dimension in self.space.dimensions.items()},
+            "conditions": [condition.text for condition in self.space.conditions],
+            "keys": {key: value for key, value in self.keys.items() if key not in (*PLACE, *self.space.dimensions)},
         }
         self.about = json.loads(json.dumps(about, default=str))
         digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:8]
@@ -95,24 +105,6 @@ class Search:
         with self.lock:
             self.study = self._open(name, storage)
 
-    def _choose_sampler(self, sampler: str | None, trials: int | None) -> None:
-        ranges = [key for key, dimension in self.space.items() if dimension.kind != "choice"]
-        self.sampler = sampler or ("tpe" if ranges else "grid")
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"sampler is {sampler!r}, and must be one of {', '.join(SAMPLERS)}.")
-        if self.sampler == "grid" and ranges:
-            raise ConfigError(f"A grid needs choices, and {ranges[0]} is a range: name --sampler=tpe or random.")
-        if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
-            raise ConfigError(f"trials is {trials!r}, and must be a whole number from 1.")
-        self.total = trials or TRIALS
-        if self.sampler == "grid":
-            choices = [dimension.choices() for dimension in self.space.values()]
-            self.grid = [dict(zip(self.space, values)) for values in itertools.product(*choices)]
-            if self.total < len(self.grid) and trials:
-                random.Random(self.seed).shuffle(self.grid)
-                self.grid = self.grid[:trials]
-            self.total = len(self.grid)
-
     def _open(self, name: str, storage: str | None) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         known = self.folder / "study.json"
@@ -122,7 +114,9 @@ class Search:
         try:
             kept = place if "://" in place else JournalStorage(JournalFileBackend(place))
             direction = "maximize" if self.maximize else "minimize"
-            study = optuna.create_study(study_name=name, storage=kept, direction=direction, load_if_exists=True)
+            study = optuna.create_study(
+                study_name=name, storage=kept, direction=direction, load_if_exists=True, pruner=self.pruner
+            )
         except Exception as error:  # SQLAlchemy and its drivers have errors of their own
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"The storage {place} cannot be opened ({reason}): check --storage.") from error
@@ -130,9 +124,7 @@ class Search:
             raise ConfigError(
                 f"{self.folder} has trials that {place} does not know: name another --study or --storage."
             )
-        # Optuna's queue hands out each combination once, to however many workers; its GridSampler may repeat some.
-        for params in self.grid if self.sampler == "grid" else ():
-            study.enqueue_trial(params, skip_if_exists=True)
+        self.proposals.enqueue(study, at_first=True)
         return study
 
     def go(self) -> dict:
@@ -152,7 +144,11 @@ class Search:
         if found["best"] is None:
             reason = next((trial["reason"] for trial in found["trials"] if trial["reason"]), "others still run them")
             raise HatError(f"No trial of {self.folder} came to an end: {reason}")
+        with self.lock:  # of two workers, the later one draws what both have found
+            drawn = search_figures.draw(self.study, self.space, self._write(), self.seed, self.folder)
         print(summary(found, self.folder), flush=True)
+        if drawn:
+            print(f"figures and their numbers: {', '.join(drawn)}, in the study folder", flush=True)
         return found
 
     def _take(self) -> tuple[Trial, FileLock] | None:
@@ -166,15 +162,13 @@ class Search:
                     lock.release()  # its worker ended it while we looked
             if sum(trial.state != TrialState.WAITING for trial in trials) >= self.total:
                 return None
+            self.proposals.enqueue(self.study)
             trial = self._draw(self.study.ask())
             return trial, self._lock(trial.number)
 
     def _draw(self, trial: Trial) -> Trial:
-        kind = optuna.samplers.TPESampler if self.sampler == "tpe" else optuna.samplers.RandomSampler
-        for key, dimension in self.space.items():
-            # A seed for each value, so that a search that went on draws what one never stopped would have drawn.
-            self.study.sampler = kind(seed=random.Random(f"{self.seed} {trial.number} {key}").getrandbits(32))
-            dimension.suggest(trial)  # a value that the trial already has, stays
+        for dimension in self.space.dimensions.values():
+            dimension.suggest(trial)  # the value that it was queued with
         return trial
 
     def _lock(self, number: int) -> FileLock | None:
@@ -187,9 +181,11 @@ class Search:
         return lock
 
     def _run(self, trial: Trial) -> None:
-        outcome = self._outcome_of_twin(trial) or self._outcome(trial)
+        outcome = trial.user_attrs.get("outcome") or self._outcome_of_twin(trial) or self._outcome(trial)
         trial.set_user_attr("outcome", outcome)
-        if "reason" in outcome:
+        if "pruned" in outcome:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif "reason" in outcome:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, outcome["valid"][self.metric])
@@ -205,11 +201,21 @@ class Search:
         return None
 
     def _outcome(self, trial: Trial) -> dict:
-        """Runs the trial, or what is missing of it: metrics, seconds and folder, or the reason why there are none."""
+        """Runs the trial, or what is missing of it: metrics, seconds and folder, or the reason why there are none.
+
+        One that was pruned has the best of its validation metric so far.
+        """
         folder = self.folder / f"trial-{trial.number}"
-        values = {key: self.space[key].value(stored) for key, stored in trial.params.items()}
-        keys = {"show_progress": False, **self.keys, **values, "run_dir": str(folder)}
-        result = attempt(folder, lambda: run(self.about["model"], self.about["dataset"], config_dict=keys))
+        keys = {"show_progress": False, **self.keys, **self.space.values(trial.params), "run_dir": str(folder)}
+        watch = Watch(self.study, trial) if self.prunes else None
+        begin = partial(run, self.about["model"], self.about["dataset"], config_dict=keys, callback_fn=watch)
+        try:
+            result = attempt(folder, begin, callback_fn=watch)
+        except GivenUp:
+            return {
+                "pruned": max(watch.curve), "valid": {self.metric: watch.best(self.maximize)},
+                "seconds": round(watch.seconds, 1), "folder": str(folder),
+            }  # fmt: skip
         if "reason" in result:
             return result
         if not result["valid"]:

@@ -9,26 +9,28 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_hatllm.run_folder import duration, interval_row, metric_name, metric_row
-from recbole_hatllm.space import Dimension
+from recbole_hatllm.space import Space
 
 
-def records(trials: list[FrozenTrial], space: dict[str, Dimension], metric: str, maximize: bool) -> list[dict]:
-    """The trials that began, the best on `metric` in validation first, then those without a result.
+def records(trials: list[FrozenTrial], space: Space, metric: str, maximize: bool) -> list[dict]:
+    """The trials that began: finished ones, the best on `metric` in validation first, then pruned ones likewise, then others.
 
     Returns:
-        for each: number, state (complete, fail or running), params, valid, test, test_interval, seconds, folder and
-        reason; None where there is none.
+        for each: number, state (complete, pruned, fail or running), params, valid (of a pruned one the best of `metric` so far),
+        test, test_interval, seconds, folder, pruned (behind which validation) and reason; None where there is none.
     """
-    names = ("valid", "test", "test_interval", "seconds", "folder", "reason")
+    names = ("valid", "test", "test_interval", "seconds", "folder", "pruned", "reason")
     found: list[dict[str, Any]] = []
     for trial in trials:
         if trial.state != TrialState.WAITING:
             outcome = trial.user_attrs.get("outcome", {}) if trial.state.is_finished() else {}
-            params = {key: space[key].value(trial.params[key]) for key in space if key in trial.params}
             kept = {name: outcome.get(name) for name in names}
+            params = space.values(trial.params)
             found.append({"number": trial.number, "state": trial.state.name.lower(), "params": params, **kept})
-    sign = -1 if maximize else 1
-    return sorted(found, key=lambda trial: (not trial["valid"], trial["valid"] and sign * trial["valid"][metric]))
+    sign, order = -1 if maximize else 1, {"complete": 0, "pruned": 1}
+    return sorted(
+        found, key=lambda trial: (order.get(trial["state"], 2), trial["valid"] and sign * trial["valid"][metric])
+    )
 
 
 def progress(found: dict, number: int, total: int) -> str:
@@ -40,8 +42,10 @@ def progress(found: dict, number: int, total: int) -> str:
     trial = trials[number]
     line = f"trial {number} ({len(ended)}/{total}): {_pairs(trial['params'])} -> "
     if trial["valid"]:
-        best = trials[found["best"]]["valid"][metric]
-        line += f"{metric_name(metric)} {trial['valid'][metric]:.4f} (best {best:.4f}), {duration(trial['seconds'])}"
+        best = f"{trials[found['best']]['valid'][metric]:.4f}" if found["best"] is not None else "none"
+        pruned = f"pruned behind validation {trial['pruned']}, " if trial["state"] == "pruned" else ""
+        value = f"{metric_name(metric)} {trial['valid'][metric]:.4f} (best {best})"
+        line += f"{pruned}{value}, {duration(trial['seconds'])}"
     else:
         line += f"failed: {trial['reason']}"
     if seconds and len(ended) < total:
@@ -57,7 +61,8 @@ def summary(found: dict, folder: Path) -> str:
     for trial in found["trials"]:
         values = [_text(trial["params"].get(key, "")) for key in found["search"]["space"]]
         if trial["valid"]:
-            outcome = [f"{trial['valid'][metric]:.4f}", f"{trial['test'][metric]:.4f}", f"{trial['seconds']:.0f}"]
+            test = f"{trial['test'][metric]:.4f}" if trial["test"] else trial["state"]
+            outcome = [f"{trial['valid'][metric]:.4f}", test, f"{trial['seconds']:.0f}"]
         else:
             outcome = [trial["state"], "", ""]
         rows.append([str(trial["number"]), *values, *outcome])

@@ -32,6 +32,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C was pressed; the state of that moment and the best weights so far are in the run folder."""
 
 
+class GivenUp(Exception):
+    """Whoever listened to the validations has heard enough; what there is stands in the run folder, as after Ctrl-C."""
+
+
 class RunTrainer:
     """Over any RecBole trainer: exact ranks, and weights of the best validation kept in `folder/best-<step>`.
 
@@ -60,6 +64,15 @@ class RunTrainer:
         # RecVAE trains its two halves in turn and says which; a model that counts has nothing to train.
         kwargs.setdefault("params", params or [nn.Parameter(torch.zeros(1))])
         return super()._build_optimizer(**kwargs)
+
+    def fit(self, *data, callback_fn=None, **options):
+        """RecBole's; GivenUp where `callback_fn`, told epoch and score of each validation, says True."""
+
+        def tell(epoch: int, score: float) -> None:
+            if callback_fn(epoch, score):
+                raise GivenUp
+
+        return super().fit(*data, callback_fn=callback_fn and tell, **options)
 
     def best(self) -> Path | None:
         """The folder of the best weights so far."""
@@ -133,11 +146,14 @@ class StepTrainer(RunTrainer, Trainer):
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Trains to the last step, or until `stopping_step` validations brought nothing better.
 
+        Args:
+            callback_fn: as in `quick_start.run`.
+
         Returns:
             best validation score and result, as RecBole does.
 
         Raises:
-            HatError: the loss is not a number. Interrupted: Ctrl-C.
+            HatError: the loss is not a number. Interrupted: Ctrl-C. GivenUp: `callback_fn` wanted it.
         """
         self.eval_collector.data_collect(train_data)
         per_epoch = len(train_data)
@@ -149,6 +165,8 @@ class StepTrainer(RunTrainer, Trainer):
         self.total = total
         if self.step == 0 and not self.history:
             self._warm_start(train_data, valid_data, show_progress)
+        for validation in self.history:
+            self._tell(callback_fn, validation, every)
         if self.places > 1:
             distributed.align(self.model)
             self.loss_of = distributed.data_parallel(self.model)
@@ -181,9 +199,18 @@ class StepTrainer(RunTrainer, Trainer):
                     if asked:
                         self._save_state()
                         raise Interrupted
+                    if due:
+                        self._tell(callback_fn, self.history[-1], every)
                     if self.stopped or self.step == total:
                         break
         return self.best_valid_score, self.best_valid_result
+
+    def _tell(self, callback_fn, validation: dict, every: int) -> None:
+        """Tells whoever listens of an entry of `history`, and gives up if they say so and there is more to train."""
+        number = -(-validation["step"] // every)
+        enough = callback_fn and callback_fn(number, validation[self.valid_metric])
+        if enough and self.step < self.total and not self.stopped:
+            raise GivenUp
 
     def _read(self, loss, bar: tqdm) -> None:
         """Takes note of the loss of the step `self.step`, if there is one.

@@ -81,6 +81,7 @@ def test_nothing_below_the_commands_imports_them():
         "recbole_hatllm.recommend",
         "recbole_hatllm.doctor",
         "recbole_hatllm.search",
+        "recbole_hatllm.search_figures",
         "recbole_hatllm.compare",
         "recbole_hatllm.memory",
         "recbole_hatllm.memory_report",

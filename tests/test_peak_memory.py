@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_hatllm import peak_memory, quick_start, run
+from recbole_hatllm import measurement, peak_memory, run
 from recbole_hatllm.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
@@ -45,13 +45,13 @@ def test_what_comes_between_note_and_begin_is_left_out():
 
 def test_two_runs_in_one_process(tiny, tmp_path, monkeypatch):
     """The first takes 600 MB more, in its test; the second stands in `result.json` with what it would take alone."""
-    ranks, sizes = quick_start._rank_table, iter([0, 600, 0])
+    measured, sizes = measurement.measure, iter([0, 600, 0])
 
-    def table(*arguments):
+    def measure(*arguments):
         hog(next(sizes))
-        return ranks(*arguments)
+        return measured(*arguments)
 
-    monkeypatch.setattr(quick_start, "_rank_table", table)
+    monkeypatch.setattr(measurement, "measure", measure)
     keys = {"data_path": tiny["data_path"], "show_progress": False}
     results = [run("Pop", "tiny", config_dict={**keys, "run_dir": str(tmp_path / str(n))}) for n in range(3)]
     quiet, loud, after = (result["peak_memory"] for result in results)
@@ -61,13 +61,13 @@ def test_two_runs_in_one_process(tiny, tmp_path, monkeypatch):
 
 
 def test_a_parent_counts_for_itself(tiny, tmp_path, monkeypatch):
-    ranks, sizes = quick_start._rank_table, iter([600, 0])
+    measured, sizes = measurement.measure, iter([600, 0])
 
-    def table(*arguments):
+    def measure(*arguments):
         hog(next(sizes))
-        return ranks(*arguments)
+        return measured(*arguments)
 
-    monkeypatch.setattr(quick_start, "_rank_table", table)
+    monkeypatch.setattr(measurement, "measure", measure)
     keys = {key: tiny[key] for key in tiny if key not in ("n_in", "n_cr")}
     child = run("E4SRec", "tiny", config_dict={**keys, "sasrec_keys": {"epochs": 1}})
     parent = json.loads((Path(child["parents"][0]["folder"]) / "result.json").read_text())

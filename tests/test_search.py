@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def counted(monkeypatch) -> list[dict]:
     """The keys of each new run that a search begins from now on."""
     began = []
 
-    def run(*arguments, config_dict):
+    def run(*arguments, config_dict, **others):
         began.append(config_dict)
-        return quick_start.run(*arguments, config_dict=config_dict)
+        return quick_start.run(*arguments, config_dict=config_dict, **others)
 
     monkeypatch.setattr("recbole_hatllm.search.run", run)
     return began
@@ -184,10 +185,10 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried\nto"), ValueError("odd")])
 def test_memory_and_other_errors_are_recorded_too(bpr, monkeypatch, error):
-    def run(*arguments, config_dict):
+    def run(*arguments, config_dict, **others):
         if config_dict["embedding_size"] == 8:
             raise error
-        return quick_start.run(*arguments, config_dict=config_dict)
+        return quick_start.run(*arguments, config_dict=config_dict, **others)
 
     monkeypatch.setattr("recbole_hatllm.search.run", run)
     trials = search(**bpr)["trials"]
@@ -197,7 +198,7 @@ def test_memory_and_other_errors_are_recorded_too(bpr, monkeypatch, error):
 
 
 def test_a_search_of_failures_alone_ends_in_one_sentence(bpr, monkeypatch):
-    def run(*_, config_dict):
+    def run(*_, **__):
         raise HatError("Nothing works.")
 
     monkeypatch.setattr("recbole_hatllm.search.run", run)
@@ -227,8 +228,96 @@ def test_lists_are_choices_too(tiny, tmp_path):
     assert sorted(trial["params"]["mlp_hidden_size"] for trial in found["trials"]) == [[8], [8, 4]]
 
 
+def test_combinations_that_break_a_condition_are_no_trials(bpr, tmp_path, monkeypatch):
+    began = counted(monkeypatch)
+    conditions = ["embedding_size * learning_rate < 0.5", "epochs == 2"]
+    found = search(**{**bpr, "space": space_file(tmp_path, {**GRID, "conditions": conditions})})
+    ran = {(keys["embedding_size"], keys["learning_rate"]) for keys in began}
+    assert ran == {(4, 0.1), (4, 0.01), (8, 0.01)} and len(began) == len(found["trials"]) == 3
+    assert found["search"]["conditions"] == conditions
+
+
+CORNER = {
+    "embedding_size": {"int": [2, 12]}, "learning_rate": {"loguniform": [1e-3, 0.1]},
+    "conditions": ["embedding_size * learning_rate < 0.02"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler, trials", [("random", 3), ("tpe", 12)])  # TPE begins to learn behind the tenth
+def test_draws_that_break_a_condition_cost_nothing(bpr, tmp_path, monkeypatch, sampler, trials):
+    monkeypatch.setattr("recbole_hatllm.search.run", quickly)
+    arguments = {**bpr, "space": space_file(tmp_path, CORNER), "sampler": sampler, "trials": trials}
+    whole = search(**{**arguments, "study": tmp_path / "whole"})
+    assert [trial["number"] for trial in outcomes(whole)] == list(range(trials))
+    assert all(t["params"]["embedding_size"] * t["params"]["learning_rate"] < 0.02 for t in whole["trials"])
+    with monkeypatch.context() as patch:
+        die_before_a_queued_trial_is_taken(patch, trials - 1)
+        with pytest.raises(Killed):
+            search(**arguments)
+    assert outcomes(search(**arguments)) == outcomes(whole)
+
+
+def quickly(*_, config_dict, **__):
+    """A run that takes no time."""
+    metrics = {"ndcg@10": config_dict["embedding_size"] / 100 - config_dict["learning_rate"]}
+    return {"valid": metrics, "test": metrics, "test_interval": {}, "seconds": {"train": 1.0}}
+
+
+def die_before_a_queued_trial_is_taken(patch, turn):
+    import optuna
+
+    calls, ask = [], optuna.Study.ask
+
+    def die(study):
+        calls.append(0)
+        if len(calls) == turn:
+            raise Killed
+        return ask(study)
+
+    patch.setattr(optuna.Study, "ask", die)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_conditions_that_leave_nothing_are_refused_before_any_trial(bpr, tmp_path, sampler):
+    space = space_file(tmp_path, {**GRID, "conditions": ["embedding_size > 8"]})
+    with pytest.raises(ConfigError, match=r"embedding_size > 8"):
+        search(**{**bpr, "space": space}, sampler=sampler)
+    assert not bpr["study"].exists()
+
+
+def test_recboles_text_format_is_searched_as_yaml_is(bpr, tmp_path):
+    file = tmp_path / "hyper.test"
+    file.write_text("embedding_size choice [4,8]\nlearning_rate choice [0.1, 0.01]\n")
+    assert outcomes(search(**{**bpr, "space": file})) == outcomes(search(**{**bpr, "study": tmp_path / "yaml"}))
+
+
 def _work(arguments: dict) -> None:
     search(**arguments)
+
+
+def _work_quickly(arguments: dict) -> None:
+    import recbole_hatllm.search
+
+    def once(*names, config_dict, **others):
+        Path(config_dict["run_dir"]).mkdir(parents=True)  # an error where it is there already
+        time.sleep(0.2)
+        return quickly(*names, config_dict=config_dict, **others)
+
+    recbole_hatllm.search.run = once
+    search(**arguments)
+
+
+def test_two_workers_draw_by_lot_without_a_clash(bpr, tmp_path, monkeypatch):
+    arguments = {**bpr, "space": space_file(tmp_path, CORNER), "trials": 8, "sampler": "random"}
+    workers = [get_context("spawn").Process(target=_work_quickly, args=(arguments,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    monkeypatch.setattr("recbole_hatllm.search.run", quickly)
+    found = search(**arguments)
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 8
+    assert outcomes(found) == outcomes(search(**{**arguments, "study": bpr["study"].parent / "alone"}))
 
 
 def test_two_workers_never_run_a_trial_twice(bpr):
@@ -294,7 +383,7 @@ def test_a_study_folder_belongs_to_one_search(bpr, tmp_path):
 def test_shipped_spaces_are_small_or_say_their_size(file):
     space = read_space(file)
     size = 1
-    for dimension in space.values():
+    for dimension in space.dimensions.values():
         size *= len(dimension.values)
     assert size <= 8 or f"= {size} runs" in file.read_text()
 

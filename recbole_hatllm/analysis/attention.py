@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from recbole_hatllm.analysis.output import leave_figure, leave_numbers, style
 from recbole_hatllm.analysis.pairs import CoOccurrence, Distances
 from recbole_hatllm.analysis.shares import Shares
 from recbole_hatllm.analysis.subject import Subject, attend, must_be_llm, open_run, paired
 from recbole_hatllm.colours import BLUE, RED
 from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.figures import leave_figure, leave_numbers, style
 from recbole_hatllm.run_folder import aligned
 
 _SAMPLE_SEED = 42  # not the run's: all runs are looked at on the same rows

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from recbole_hatllm import run_folder
 from recbole_hatllm.analysis.groups import groups, properties
-from recbole_hatllm.analysis.output import leave_figure, leave_numbers, style
 from recbole_hatllm.analysis.subject import paired, test_part
 from recbole_hatllm.colours import BLUE, RED
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError
+from recbole_hatllm.figures import leave_figure, leave_numbers, style
 from recbole_hatllm.intervals import gains, is_measured, of_mean
 from recbole_hatllm.run_folder import aligned, metric_name
 

@@ -8,11 +8,11 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from recbole_hatllm.analysis.output import file_name, leave_figure, leave_json, leave_table, style
 from recbole_hatllm.analysis.subject import attend, masks_of, open_run, row_of
 from recbole_hatllm.analysis.tokens import boundaries, texts
 from recbole_hatllm.colours import RED
 from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.figures import file_name, leave_figure, leave_json, leave_table, style
 
 _PER_TOKEN = 0.085  # inches
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from recbole_hatllm import registry
-from recbole_hatllm.analysis.output import file_name, leave_figure, leave_numbers, style
 from recbole_hatllm.analysis.subject import history, is_llm, masks_of, row_of, test_part
 from recbole_hatllm.analysis.tokens import boundaries, texts
 from recbole_hatllm.backbone import load_backbone
@@ -22,6 +21,7 @@ from recbole_hatllm.config import Config
 from recbole_hatllm.data.prompt import Prompt, PromptTable
 from recbole_hatllm.data.titles import PieceEncoder, TitleTokens
 from recbole_hatllm.errors import ConfigError, DataError
+from recbole_hatllm.figures import file_name, leave_figure, leave_numbers, style
 from recbole_hatllm.files import cache_folder, publish
 from recbole_hatllm.masks import KINDS, describe
 from recbole_hatllm.prompt_size import known_tokenizer

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from recbole_hatllm import compare, run_folder
 from recbole_hatllm import suite as suites
-from recbole_hatllm.analysis.output import leave_figure, leave_numbers, style
 from recbole_hatllm.colours import BLUE, GREEN, ORANGE, PINK, RED, SKY
 from recbole_hatllm.errors import ConfigError
+from recbole_hatllm.figures import leave_figure, leave_numbers, style
 from recbole_hatllm.run_folder import aligned, metric_name
 
 _LOOKS = [
