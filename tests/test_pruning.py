@@ -177,9 +177,9 @@ def die_between_telling_and_deciding(patch):
 def die_before_it_is_known_as_pruned(patch):
     import recbole_hatllm.search
 
-    def die(*arguments):
+    def die(*arguments, **options):
         try:
-            return attempt(*arguments)
+            return attempt(*arguments, **options)
         except GivenUp:
             _die()
 
