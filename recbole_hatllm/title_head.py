@@ -131,8 +131,13 @@ class TitleHead(nn.Module):
             query = query + self.dropout(vector) @ self.readout / math.sqrt(vector.shape[1])
         return (UNIT * self.scale).exp() * query
 
-    def forward(self, vector: Tensor, history: Tensor) -> Tensor:
-        """[B, d] readouts of any float type and the histories [B, L] -> [B, n_items] scores, column 0 (padding) at -inf."""
+    def reads(self) -> bool:
+        """Whether a readout changes a score: R is no longer zero."""
+        return bool(self.readout.any())
+
+    def forward(self, vector: Tensor | None, history: Tensor) -> Tensor:
+        """Readouts [B, d] of any float type, None for those that change nothing, and the histories [B, L] -> [B, n_items] scores,
+        column 0 (padding) at -inf."""
         items = self.items()
         scores = self.query(vector, history, items) @ items.T
         scores = scores + self.cold_bias * (~self.seen).to(scores.dtype)

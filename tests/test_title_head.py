@@ -158,6 +158,28 @@ def test_added_items_score_as_cold_ones_of_their_title_do(head):
     assert torch.allclose(after[[0, 2, 3]][:, [10, 11]], before[[0, 2, 3]][:, [7, 3]], atol=1e-12)
 
 
+def test_without_a_map_of_the_readout_nothing_needs_to_be_read(head):
+    vector = torch.randn(4, 6).double()
+    assert head.eval().reads() and not torch.equal(head(None, HISTORY), head(vector, HISTORY))
+    with torch.no_grad():
+        head.readout.zero_()
+    assert not head.reads() and torch.equal(head(None, HISTORY), head(vector, HISTORY))
+
+
+def test_a_ranking_reads_prompts_only_where_that_matters(keys):
+    model = load(run("HatLLM", "colder", config_dict={**keys, "train_steps": 0, "probe_rows": 5})["folder"]).model
+    _, _, test = build_on(model)
+    batch = rows(test, 6)
+    with torch.no_grad():
+        vectors = model.read(batch["item_id_list"], batch["item_length"])
+        expected = model.head(vectors, batch["item_id_list"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "read", None)
+            assert torch.equal(model.full_sort_predict(batch), expected)
+        model.head.readout.normal_()
+        assert torch.allclose(model.full_sort_predict(batch), model.head(vectors, batch["item_id_list"]), atol=1e-5)
+
+
 def test_items_whose_sight_is_restored_are_scored_with_their_offsets(head):
     """The lists made of `seen` follow it: a state that is copied in place, as a resumed run does, too."""
     vector = torch.randn(4, 6).double()

@@ -281,9 +281,12 @@ class LLMRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction) -> Tensor:
         """[B, n_items] float32; the target item that RecBole's evaluation batches carry is not read.
 
-        Rows go through the backbone `micro_batch_size` at a time, next to rows of their length.
+        Rows go through the backbone `micro_batch_size` at a time, next to rows of their length; not at all while the head makes
+        nothing of what they would say.
         """
         item_seq, item_len = interaction[self.ITEM_SEQ].cpu(), interaction[self.ITEM_SEQ_LEN].cpu()
+        if isinstance(self.head, TitleHead) and not self.head.reads():
+            return self.head(None, to_device(item_seq, self.device)).float()
         order = self.prompts.title_tokens(item_seq).argsort()
         parts = order.split(self.config["micro_batch_size"] or len(order))
         vectors = torch.cat([self.read(item_seq[part], item_len[part]) for part in parts])
