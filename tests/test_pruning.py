@@ -256,7 +256,7 @@ def test_a_run_tells_its_validations_and_goes_on_where_it_was_given_up(tiny):
         run("HatLLM", "tiny", config_dict={**keys, "run_dir": f"{tiny['runs_dir']}/given-up"}, callback_fn=until_two)
     assert heard == told[:2]
     again = []
-    finished = resume(f"{tiny['runs_dir']}/given-up", lambda *one: again.append(one))
+    finished = resume(f"{tiny['runs_dir']}/given-up", callback_fn=lambda *one: again.append(one))
     assert again == told
     same_outcome(finished, whole)
 
