@@ -1,4 +1,4 @@
-"""HatLLMSASRec, the row CR->SASRec of HatLLM's Table 5, against states read one item at a time and scikit-learn's PCA."""
+"""HatLLMSASRec, the row CR->SASRec of HatLLM's Table 5, against states read one item at a time and eigenvectors."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 
 from recbole_hatllm import run, weights
 from recbole_hatllm.errors import ConfigError
 from recbole_hatllm.masks import attention_mask
-from recbole_hatllm.model.hatllmsasrec import item_states, principal_components
+from recbole_hatllm.model import hatllmsasrec
+from recbole_hatllm.model.hatllmsasrec import item_states
 from recbole_hatllm.recommend import load
 from tests.model_contract import PARENTS, build, known_keys, rows
 
@@ -40,14 +40,19 @@ def test_item_states_are_those_of_every_item_read_alone(tiny, cross_layers):
     assert torch.allclose(item_states(llm, cross_layers), found, atol=1e-5)
 
 
-def test_components_are_those_of_pca():
-    states = torch.randn(40, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
-    states -= states.mean(0)
-    found = principal_components(states, 5).numpy()
-    expected = (
-        PCA(5, whiten=True, svd_solver="full").fit_transform(states.numpy()) * (40 / 39) ** 0.5
-    )  # over n, not n - 1
-    assert np.allclose(np.abs((found * expected).mean(0)), 1) and np.allclose((found**2).mean(0), 1)
+def test_pca_starts_from_whitened_components_of_the_states(tiny):
+    """By the eigenvectors of the states' covariance: components of variance 1, by eigenvalue, up to a sign."""
+    llm, _, _ = build("HatLLM", {**tiny, "n_cr": 0, **PARENTS["hatllm_keys"]})
+    keys = {**tiny, "item_table": "pca", "hidden_size": 6, "n_cr": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hatllmsasrec, "item_states", lambda *_: item_states(llm.eval(), 1))
+        model, _, _ = build(NAME, keys)
+    states = item_states(llm.eval(), 1)[1:].double().numpy()
+    values, directions = np.linalg.eigh(np.cov(states.T))
+    expected = (states @ directions[:, ::-1][:, :6]) / np.sqrt(values[::-1][:6])
+    found = model.item_embedding.weight[1:].detach().numpy() / model.scale
+    assert np.abs(np.abs((found * expected).sum(0) / 19) - 1).max() < 1e-4
+    assert np.abs((found**2).sum(0) / 19 - 1).max() < 1e-4
 
 
 @pytest.mark.versions

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from recbole_hatllm import registry, run_folder
@@ -77,7 +78,8 @@ class HatLLMSASRec(SASRecFast):
             self.item_embedding.states.copy_(states)
         else:
             size = self.item_embedding.weight.shape[1]
-            self.item_embedding.weight[1:] = self.scale * principal_components(states[1:], size)
+            components = PCA(size, whiten=True, svd_solver="full").fit_transform(states[1:].cpu().numpy())
+            self.item_embedding.weight[1:] = self.scale * torch.from_numpy(components).to(states)
 
 
 class ProjectedTable(nn.Module):
@@ -128,9 +130,3 @@ def item_states(llm, cross_layers: int) -> Tensor:
         states[items.to(llm.device)] = hidden * hidden.square().mean(1, keepdim=True).clamp(min=1e-12).rsqrt()
     states[1:] -= states[1:].mean(0)
     return states
-
-
-def principal_components(states: Tensor, count: int) -> Tensor:
-    """The first `count` whitened principal components of centred states [n, d]: [n, count], each with a mean square of 1."""
-    left, _, _ = torch.linalg.svd(states.double(), full_matrices=False)
-    return (left[:, :count] * len(states) ** 0.5).to(states.dtype)
