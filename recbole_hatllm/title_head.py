@@ -83,7 +83,7 @@ class TitleHead(nn.Module):
 
     def title_vectors(self, vectors: Tensor) -> Tensor:
         """The title vectors [N, d] of titles of which the backbone says `vectors` [N, d], these items or any others."""
-        return F.normalize(self.title_whitening(vectors.float()), dim=1)
+        return F.normalize(self.title_whitening(vectors.to(self.vectors.dtype)), dim=1)
 
     def set_words(self, words: Tensor) -> None:
         """Says what words the titles have: [n_items, terms] sparse float32, of length 1 or 0, padding 0. No part of a
@@ -106,9 +106,12 @@ class TitleHead(nn.Module):
         if self.offsets is not None:
             self.offsets = nn.Parameter(F.pad(self.offsets, (0, 0, 0, len(new))))
 
-    def items(self) -> Tensor:
-        """[n_items, d]: e_j, zero for padding."""
-        return self.vectors if self.offsets is None else self.vectors + self.offsets * self.seen[:, None]
+    def items(self, said: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """[n_items, d]: e_j, zero for padding. said: as for `loss`."""
+        vectors = self.vectors
+        if said is not None:
+            vectors = vectors.index_copy(0, said[0], self.title_vectors(said[1]))
+        return vectors if self.offsets is None else vectors + self.offsets * self.seen[:, None]
 
     def weights(self, history: Tensor) -> Tensor:
         """[B, L]: w_a of each item of a history, 0 behind the last."""
@@ -147,11 +150,24 @@ class TitleHead(nn.Module):
         scores[:, 0] = -torch.inf
         return scores
 
-    def loss(self, vector: Tensor | None, target: Tensor, label_smoothing: float = 0.0, *, history: Tensor) -> Tensor:
-        """Mean cross-entropy over all items that training sees. vector, history: as above, no vector leaves R h out; target [B]
-        int64 of such items."""
+    def loss(
+        self,
+        vector: Tensor | None,
+        target: Tensor,
+        label_smoothing: float = 0.0,
+        *,
+        history: Tensor,
+        said: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy over all items that training sees.
+
+        Args:
+            vector, history: as above; no vector leaves R h out. target: [B] int64 of such items.
+            said: ids [K] int64 and what the backbone says of their titles by now, [K, d], for gradients to go through; all other
+                titles, or with None all, are as `set_titles` left them.
+        """
         warm, column = self._warm_items()
-        items = self.items()
+        items = self.items(said)
         query = self.query(vector, history, items)
         extra = self._repeats(history, column[history])
         return cross_entropy(query, items[warm], column[target], label_smoothing, extra)

@@ -8,6 +8,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_hatllm import load, registry, run, text_states, title_head
+from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError
 from recbole_hatllm.title_head import UNIT, TitleHead
 from tests.conftest import random_sequences, write_dataset
@@ -180,6 +181,18 @@ def test_a_ranking_reads_prompts_only_where_that_matters(keys):
         assert torch.allclose(model.full_sort_predict(batch), model.head(vectors, batch["item_id_list"]), atol=1e-5)
 
 
+def test_what_titles_say_by_now_replaces_what_they_said(head):
+    """Some titles read again: the loss is that of a head which has them in its table, with gradients for these states alone."""
+    items, said = torch.tensor([2, 4, 7]), torch.randn(3, 6).double().requires_grad_()
+    head.eval()
+    vector = torch.randn(4, 6).double()
+    assert torch.autograd.gradcheck(lambda x: head.loss(vector, TARGET, history=HISTORY, said=(items, x)), said)
+    loss = head.loss(vector, TARGET, history=HISTORY, said=(items, said))
+    assert not torch.equal(loss, head.loss(vector, TARGET, history=HISTORY))
+    head.vectors[items] = head.title_vectors(said).detach()
+    assert torch.allclose(loss, head.loss(vector, TARGET, history=HISTORY), atol=1e-12)
+
+
 def test_items_whose_sight_is_restored_are_scored_with_their_offsets(head):
     """The lists made of `seen` follow it: a state that is copied in place, as a resumed run does, too."""
     vector = torch.randn(4, 6).double()
@@ -253,7 +266,7 @@ def test_the_table_is_kept_and_a_damaged_copy_is_made_again(keys, tmp_path, monk
     assert run("HatLLM", "colder", config_dict=short)["test"] == first["test"] and file.read_bytes() == whole
 
 
-@pytest.mark.parametrize("table", ["frozen", "refreshed"])
+@pytest.mark.parametrize("table", ["frozen", "refreshed", "trained"])
 def test_a_refreshed_table_is_what_the_adapters_say(keys, table):
     """A learning rate that changes the adapters at once, and the last step's weights, not the best ones."""
     keys |= {"title_table": table, "learning_rate": 0.1, "train_steps": 4, "eval_step": 2, "stopping_step": 9}
@@ -266,9 +279,35 @@ def test_a_refreshed_table_is_what_the_adapters_say(keys, table):
     assert (adapted - bare).abs().max() > 0.01
     far = {
         name: (model.head.title_vectors(said)[1:] - model.head.vectors[1:]).abs().max()
-        for name, said in (("frozen", bare), ("refreshed", adapted))
+        for name, said in (("frozen", bare), ("adapted", adapted))
     }
-    assert far[table] < 1e-5 < 1e-3 < max(far.values())
+    assert far.pop("frozen" if table == "frozen" else "adapted") < 1e-5 < 1e-3 < max(far.values())
+
+
+@pytest.mark.parametrize("table", ["refreshed", "trained"])
+def test_titles_teach_the_adapters_where_they_are_trained(keys, table):
+    """The readout's map is zero, so that adapters learn by titles or not at all; a step reads those of its rows and no others."""
+    keys |= {"title_table": table, "title_layers": 1, "head_init": "random", "lora_dropout": 0.0}
+    config = Config("HatLLM", "colder", config_dict=keys)
+    train, _, _ = registry.data_loaders(config, registry.create_dataset(config))
+    model = registry.model_class("HatLLM")(config, train.dataset)
+    model.warm_start(train.dataset.inter_feat)
+    adapters = [p for p in model.backbone.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in adapters:
+            parameter.normal_(std=0.1)
+    batch = rows(train, 3)
+    loss = model.calculate_loss(batch)
+    loss.backward()
+    moved = sum(p.grad.abs().sum() for p in adapters if p.grad is not None)
+    assert (moved > 0) == (table == "trained")
+    items = torch.cat([batch["item_id_list"].flatten(), batch["item_id"]]).unique()[1:]
+    if table == "trained":
+        now = model.head.title_vectors(text_states.table(model.backbone, model.titles, "mean", layers=1))
+        assert (now[items] - model.head.vectors[items]).abs().max() > 1e-3 and len(items) < len(now) - 1
+        model.head.vectors[items] = now[items]
+    vectors, targets, history = model.pairs(batch)
+    assert torch.allclose(loss, model.head.loss(vectors, targets, history=history), atol=1e-5)
 
 
 def test_words_are_those_of_the_titles_and_need_no_checkpoint(keys, tmp_path):

@@ -53,8 +53,8 @@ class LiteLLM4Rec(LLMRecommender):
         projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         return {**LLMRecommender.parts(config, n_items, width), "projection": projection}
 
-    @staticmethod
-    def uncounted(config) -> str | None:
+    @classmethod
+    def uncounted(cls, config) -> str | None:
         """The item LLM's own passes."""
         if config["item_llm"] == "lora_joint":
             return "the item LLM's pass through a batch's titles (item_llm: lora_joint): ask it for item_llm: frozen_cached"

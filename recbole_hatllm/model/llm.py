@@ -148,9 +148,13 @@ class LLMRecommender(SequentialRecommender):
         ranking = config["cold_bias"], config["title_words"]
         return {"head": TitleHead(n_items, width, longest, offsets, dropout, whiten, *ranking)}
 
-    @staticmethod
-    def uncounted(config) -> str | None:
+    @classmethod
+    def uncounted(cls, config) -> str | None:
         """What `memory` does not count of such a run, and the remedy, in words; None where it counts everything."""
+        if trains_titles(config):
+            return (
+                "the backbone's pass through a batch's titles (title_table: trained): ask it for title_table: refreshed"
+            )
         return None
 
     def embed(self, prompt: Prompt) -> dict[str, Tensor]:
@@ -224,7 +228,8 @@ class LLMRecommender(SequentialRecommender):
     def calculate_loss(self, interaction) -> Tensor:
         """Scalar cross-entropy of the target items over all items."""
         vectors, targets, history = self.pairs(interaction)
-        return self.head.loss(vectors, targets, self.label_smoothing, history=history)
+        said = {"said": self.titles_said(interaction)} if trains_titles(self.config) else {}
+        return self.head.loss(vectors, targets, self.label_smoothing, history=history, **said)
 
     def warm_start(self, rows, show_progress: bool = False) -> list[str]:
         """What comes before the first step, while the adapters still say nothing: the head's start, as the config says.
@@ -269,12 +274,20 @@ class LLMRecommender(SequentialRecommender):
 
     def title_states(self, titles: TitleTokens, show_progress: bool = False) -> Tensor:
         """What the backbone says of titles, [n, d] float32: with the adapters or without, as `title_table` says."""
-        read = text_states.table if self.config["title_table"] == "refreshed" else text_states.kept_table
+        read = text_states.kept_table if self.config["title_table"] == "frozen" else text_states.table
         return read(self.backbone, titles, "mean", show_progress, self.config["title_layers"])
 
+    def titles_said(self, interaction) -> tuple[Tensor, Tensor]:
+        """Ids [K] of the items of training rows, and what the backbone with its adapters says of their titles, [K, d],
+        differentiable."""
+        items = torch.cat([interaction[self.ITEM_SEQ].flatten(), interaction[self.POS_ITEM_ID]]).unique()
+        items = items[self.titles.offsets.diff()[items] > 0]
+        states = text_states.states(self.backbone, self.titles, items, "mean", self.config["title_layers"])
+        return to_device(items, self.device), states
+
     def before_validation(self) -> None:
-        """Reads the titles again, with what the adapters have learned, where `title_table` is `refreshed`."""
-        if isinstance(self.head, TitleHead) and self.config["title_table"] == "refreshed":
+        """Reads the titles again, with what the adapters have learned, where `title_table` is not `frozen`."""
+        if isinstance(self.head, TitleHead) and self.config["title_table"] != "frozen":
             self.eval()
             self.head.set_titles(self.title_states(self.titles), self.config["title_floor"])
 
@@ -351,6 +364,11 @@ def words_of(titles: Sequence[str], among: Sequence[str] | None = None) -> Tenso
         raise DataError("No two titles have a word in common: set title_words to 0.") from None
     places = torch.from_numpy(np.stack([found.row, found.col]).astype("int64"))
     return torch.sparse_coo_tensor(places, torch.from_numpy(found.data).float(), found.shape, check_invariants=True)
+
+
+def trains_titles(config) -> bool:
+    """Whether a step teaches the adapters what to say of titles, too."""
+    return config["head"] != "linear" and config["title_table"] == "trained"
 
 
 def lora_options(config) -> tuple:

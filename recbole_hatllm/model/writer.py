@@ -45,11 +45,11 @@ class EitherStrategy(LLMRecommender):
         """The model itself may need some, and so may its re-weighting."""
         return [*super().parents(config), *cf_parents(config)]
 
-    @staticmethod
-    def uncounted(config) -> str | None:
+    @classmethod
+    def uncounted(cls, config) -> str | None:
         """Of a writer the search's past, and the logits."""
         if config["strategy"] == "embedding":
-            return None
+            return super().uncounted(config)
         return "the writing of titles (strategy: language): ask it for strategy: embedding, with the same decoder and adapters"
 
 
