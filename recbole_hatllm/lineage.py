@@ -10,8 +10,7 @@ from typing import Any
 from recbole_hatllm import registry, run_folder, weights
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, DataError
-from recbole_hatllm.space import PLACE
-from recbole_hatllm.suite import SHARED
+from recbole_hatllm.space import PLACE, SHARED
 
 # A parent is trained on the same rows from the same seed; how, its own defaults and its keys say.
 _TAKEN_OVER = (SHARED - {"model", "dataset", "run_dir"}) | {"seed", "reproducibility", *PLACE}
@@ -49,6 +48,20 @@ def parents(config: Config) -> list[Parent]:
     """
     declared = getattr(registry.model_class(config["model"]), "parents", None)
     return declared(config) if declared else []
+
+
+def ancestors(config: Config) -> list[tuple[Parent, Config]]:
+    """All runs that a run of `config` needs, each with the config of the run that needs it; parents of named runs are left out.
+
+    Raises:
+        HatError: a key of one of them is wrong.
+    """
+    found = []
+    for parent in parents(config):
+        found.append((parent, config))
+        if parent.folder is None:
+            found += ancestors(config_of(parent, config))
+    return found
 
 
 def said(config: Config, name: str, fixed: Iterable[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
 
 from recbole_hatllm import schema
 from recbole_hatllm.conditions import Condition, parse
@@ -30,6 +31,13 @@ SAME_FOR_ALL = {
     "model", "dataset", "data_path", "protocol", "eval_args", "mask_history", "metrics", "topk", "valid_metric", "run_dir",
     "runs_dir",
 }  # fmt: skip
+# What decides the rows, the candidates and the measures. Two keys of RecBole's lists decide none: which columns a model reads
+# besides, and the speed of an evaluation.
+SHARED = (
+    SAME_FOR_ALL
+    | {"eval_sample", "encoding"}
+    | ({*dataset_arguments, *evaluation_arguments} - {"load_col", "eval_batch_size"})
+)
 # Where and how loudly a run is made is no part of what it is.
 PLACE = ("gpu_id", "use_gpu", "worker", "show_progress", "runs_dir")
 

@@ -45,11 +45,9 @@ def check(config: Config, item_tokens: list[str]) -> None:
     Raises:
         HatError: keys of a parent are wrong, or a run that the user names does not fit.
     """
-    for parent in lineage.parents(config):
-        if parent.folder is None:
-            check(lineage.config_of(parent, config), item_tokens)
-        else:
-            lineage.check_given(parent, config, item_tokens)
+    for parent, child in lineage.ancestors(config):
+        if parent.folder is not None:
+            lineage.check_given(parent, child, item_tokens)
 
 
 def make(config: Config, begin: Callable[..., dict], go_on: Callable[[Path], dict]) -> list[Stage]:

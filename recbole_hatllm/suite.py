@@ -20,22 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments
-
-from recbole_hatllm import schema
+from recbole_hatllm import lineage, schema
 from recbole_hatllm.config import Config
 from recbole_hatllm.errors import ConfigError, nearest
 from recbole_hatllm.run_folder import metric_name
-from recbole_hatllm.space import PLACE, SAME_FOR_ALL
+from recbole_hatllm.space import PLACE, SHARED
 
 SUITES = schema.PROPERTIES / "suite"
-# What decides the rows, the candidates and the measures. Two keys of RecBole's lists decide none: which columns a model reads
-# besides, and the speed of an evaluation.
-SHARED = (
-    SAME_FOR_ALL
-    | {"eval_sample", "encoding"}
-    | ({*dataset_arguments, *evaluation_arguments} - {"load_col", "eval_batch_size"})
-)
 _OF_A_SUITE = ("dataset", "seeds", "keys", "runs", "method", "floors", "prepare")
 _OF_A_RUN = ("name", "model", "keys", "config_files", "paper")
 
@@ -168,8 +159,9 @@ def check(suite: Suite) -> dict[str, Config]:
     """The config of each run by its name, with the first seed; RecBole's warnings of keys that others read are kept quiet.
 
     Raises:
-        ConfigError: an unknown model or key, a value out of range, a key that nobody reads, one that must be the same for
-            all runs and is not; the dataset is not there and is none of those that are made by themselves.
+        ConfigError: an unknown model or key, a value out of range, of a run or of one that it needs first; a key that nobody
+            reads, one that must be the same for all runs and is not; the dataset is not there and is none of those that are
+            made by themselves.
     """
     default = schema.read_yaml(schema.PROPERTIES / "overall.yaml")["data_path"]
     data = Path({"data_path": default, **suite.keys, **suite.over}["data_path"])
@@ -194,6 +186,7 @@ def _checked(suite: Suite, entry: Entry) -> Config:
         config, *_ = [
             Config(entry.model, suite.dataset, None, {**keys, "seed": seed}) for seed in suite.seeds_of(entry)
         ]
+        lineage.ancestors(config)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from error
     resolved = config.resolved()

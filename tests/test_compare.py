@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_hatllm import identity, quick_start, schema
+from recbole_hatllm import identity, lineage, quick_start, schema
 from recbole_hatllm import suite as suites
 from recbole_hatllm.compare import compare
 from recbole_hatllm.compare_report import latex, markdown, terminal
@@ -22,6 +23,7 @@ from recbole_hatllm.config import Config
 from recbole_hatllm.data.sources import catalogue
 from recbole_hatllm.errors import ConfigError, HatError
 from recbole_hatllm.intervals import bootstrap, gains, of_mean
+from recbole_hatllm.model.hatllm import HatLLM
 from recbole_hatllm.significance import compare_rows, holm
 from tests.conftest import hears_ctrl_c, random_sequences, write_dataset
 from tests.test_cli import ROOT, cli, refused
@@ -306,6 +308,8 @@ BAD_SUITES = [
     ({"runs": [{"name": "a", "model": "BPR", "key": {}}]}, r"'key': did you mean keys\?"),
     ({"runs": [{"name": "a", "model": "BPR", "keys": {"embeding_size": 8}}]}, r"embeding_size.*embedding_size"),
     ({"runs": [{"name": "a", "model": "BPR", "keys": {"n_in": 1}}]}, r"a: BPR does not read the key n_in"),
+    ({"runs": [{"name": "a", "model": "LLaRA", "keys": {"sasrec_keys": {"n_layer": 1}}}]}, r"a: LLaRA needs .*n_layer"),
+    ({"runs": [{"name": "a", "model": "HatLLMSASRec", "keys": {"hatllm_keys": {"n_cr": 1}}}]}, r"a: hatllm_keys has n_cr"),
     ({"runs": [{"name": "a", "model": "BPR", "keys": {"learning_rate": "fast"}}]}, r"learning_rate is 'fast'"),
     ({"runs": [{"name": "a", "model": "BPR", "keys": {"protocol": "windows"}}]}, r"a sets protocol to 'windows'.*whole suite"),
     ({"runs": [{"name": "a", "model": "BPR", "keys": {"mask_history": True}}]}, r"a sets mask_history to True"),
@@ -398,6 +402,35 @@ def test_the_papers_suites_hold_its_models_and_the_whole_grid(tmp_path):
     grid = suites.read_suite("figure5", keys={"data_path": str(tmp_path)}, floors=False)
     values = {(config["n_in"], config["n_cr"]) for config in suites.check(grid).values()}
     assert values == {(n, 2) for n in (1, 4, 8, 12, 16)} | {(4, n) for n in (1, 2, 3, 4, 5)}
+
+
+@pytest.mark.parametrize("name, layers, few, last", [("table5", 28, 4, 2), ("table5-small", 6, 2, 2)])
+def test_the_ablation_of_layer_kinds_has_the_papers_rows(tmp_path, name, layers, few, last):
+    """Layer by layer, from what the paper calls them; what the two rows of CR->SASRec share is the row without CR."""
+    suite = suites.read_suite(name, dataset="ml-100k", keys={"data_path": str(tmp_path)}, floors=False)
+    configs, rest = suites.check(suite), layers - few - last
+    kinds = {
+        row: " ".join(f"{len(list(same))} {kind}" for kind, same in groupby(HatLLM.layer_kinds(config, layers)))
+        for row, config in configs.items()
+        if config["model"] == "HatLLM"
+    }
+    assert kinds == {
+        "HatLLM": f"{few} in {rest} or {last} cr",
+        "w/o IN": f"{few + rest} or {last} cr",
+        "w/o OR": f"{few + rest} in {last} cr",
+        "w/o CR": f"{few} in {rest + last} or",
+        "CR->CR-pre": f"{few} in {rest} or {last} cr_pre",
+        "IN-CR-OR": f"{few} in {last} cr {rest} or",
+        "OR-IN-CR": f"{rest} or {few} in {last} cr",
+        "OR-CR-IN": f"{rest} or {last} cr {few} in",
+        "CR-IN-OR": f"{last} cr {few} in {rest} or",
+        "CR-OR-IN": f"{last} cr {rest} or {few} in",
+    }
+    for table in ("projector", "PCA"):
+        child = configs[f"CR->SASRec, {table}"]
+        (parent,) = lineage.parents(child)
+        assert child["item_table"] == table.lower() and child["n_cr"] == last
+        assert lineage.config_of(parent, child).resolved() == configs["w/o CR"].resolved()
 
 
 def test_a_papers_figures_hold_for_the_datasets_that_it_names(tmp_path):
