@@ -241,3 +241,10 @@ def test_free_memory_is_the_gpus_where_there_is_one(monkeypatch):
 def test_a_model_without_a_backbone_is_refused():
     with pytest.raises(ConfigError, match="SASRec"):
         Memory(Config("SASRec", "ml-100k"), 10, PROMPT)
+
+
+@pytest.mark.parametrize("model", ["HatLLM", "BIGRec"])
+def test_titles_that_are_taught_are_not_counted_and_it_says_so(model):
+    with pytest.raises(ConfigError, match="title_table: refreshed"):
+        memory(model=model, head="title_id", title_table="trained")
+    memory(model=model, title_table="trained")  # not refused: with a linear head the key means nothing
