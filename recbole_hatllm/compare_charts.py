@@ -166,6 +166,8 @@ def bars(rows: Sequence[dict], name: str) -> str:
 def costs(rows: Sequence[dict], name: str, cost: str) -> str:
     """A metric in the test over what a run costs, on a logarithmic axis; runs that cost nothing stand at its left end.
 
+    Where markers crowd, names that would stand on others are left out: the marker is the table's, and the mouse shows the name.
+
     Args:
         cost: one of `COSTS`.
     """
@@ -183,11 +185,11 @@ def costs(rows: Sequence[dict], name: str, cost: str) -> str:
     if free:
         parts.append(_text(68, 266, "0", "middle"))
         parts.append(f'<path d="M{left - 8} 12V250" stroke="#999" stroke-dasharray="2 3"/>')
-    places, taken = {}, []
+    places, markers, names = {}, [], []
     for number, row in known:
         at = (x.at(row[cost]) if row[cost] > 0 else 68.0, y.at(row["metrics"][name]["mean"]))
         places[number] = at
-        taken.append((at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6))
+        markers.append((at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6))
     for number, row in known:
         metric, (across, down) = row["metrics"][name], places[number]
         shown = f"{row[cost]:,.1f}" if cost == "seconds" else f"{row[cost]:,}"
@@ -198,7 +200,7 @@ def costs(rows: Sequence[dict], name: str, cost: str) -> str:
             line = f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="{Look(number).colour}" stroke-opacity=".6"/>'
         parts.append(f"<g><title>{escape(said)}</title>{line}{Look(number).marker(across, down)}</g>")
     for number, row in known:
-        parts.append(_label(row["name"], *places[number], taken))
+        parts.append(_label(row["name"], *places[number], markers, names))
     return _svg(296, f"{metric_name(name)} of each run in the test over its {COSTS[cost]}", parts)
 
 
@@ -213,8 +215,11 @@ def _swatch(left: float, middle: float, look: Look) -> str:
     return line + look.marker(left + 17, middle)
 
 
-def _label(name: str, x: float, y: float, taken: list[tuple]) -> str:
-    """A name beside its marker, where it covers least; `taken` are boxes (left, top, right, bottom), and gets its own."""
+def _label(name: str, x: float, y: float, markers: Sequence[tuple], names: list[tuple]) -> str:
+    """A name beside its marker, where it covers least of the `markers`; nothing where it would stand on one of the `names`.
+
+    All are boxes (left, top, right, bottom); `names` gets its own.
+    """
     name = _cut(name, 24)
     width = _LETTER * len(name)
 
@@ -224,13 +229,9 @@ def _label(name: str, x: float, y: float, taken: list[tuple]) -> str:
 
     def cost(found: tuple) -> float:
         beyond = max(0.0, 56 - found[0]) + max(0.0, found[2] - WIDTH) + max(0.0, -found[1]) + max(0.0, found[3] - 250)
-        return 1e3 * beyond + sum(
-            max(0.0, min(found[2], other[2]) - max(found[0], other[0]))
-            * max(0.0, min(found[3], other[3]) - max(found[1], other[1]))
-            for other in taken
-        )
+        return 1e3 * beyond + sum(_shared(found, marker) for marker in markers)
 
-    places = [
+    sides = [
         ("start", 4),
         ("end", 4),
         ("start", -9),
@@ -240,9 +241,18 @@ def _label(name: str, x: float, y: float, taken: list[tuple]) -> str:
         ("end", -9),
         ("end", 16),
     ]
+    places = [place for place in sides if not any(_shared(box(*place), other) for other in names)]
+    if not places:
+        return ""
     side, down = min(places, key=lambda place: cost(box(*place)))
-    taken.append(box(side, down))
+    names.append(box(side, down))
     return _text({"start": x + 9, "end": x - 9, "middle": x}[side], y + down, name, side)
+
+
+def _shared(box: tuple, other: tuple) -> float:
+    """The area that two boxes have in common."""
+    across = min(box[2], other[2]) - max(box[0], other[0])
+    return max(0.0, across) * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
 
 
 def _frame(x: Axis, y: Axis, across: str, up: str, show, left: float | None = None) -> list[str]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import combinations
 from math import log
 from pathlib import Path
 
@@ -176,6 +177,26 @@ def test_costs_stand_on_a_logarithmic_axis_and_nothing_at_its_left():
     seconds = costs(many()["runs"], "hit@10", "seconds")
     a, b, d = (float(x) for x in re.findall(r'translate\(([\d.]+) [\d.]+\)" fill', seconds))
     assert (a - b) / (d - a) == pytest.approx(log(61 / 7.5) / log(700 / 61), abs=0.01)
+
+
+def test_names_do_not_stand_on_each_other_where_costs_crowd():
+    row = many()["runs"][0]
+    crowd = [{**copy.deepcopy(row), "name": f"row {number:02}"} for number in range(12)]
+    for number, one in enumerate(crowd):
+        one["metrics"]["hit@10"]["mean"] += 0.0001 * number
+    alone = {**copy.deepcopy(row), "name": "alone", "seconds": 1.0}
+    alone["metrics"]["hit@10"]["mean"] = 0.1
+    drawn = costs([*crowd, alone], "hit@10", "seconds")
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">(row \d\d|alone)<', drawn)
+    ends = {"start": (0.0, 1.0), "middle": (-0.5, 0.5), "end": (-1.0, 0.0)}
+    boxes = []
+    for x, y, anchor, name in found:  # letters of at least 6 pixels, lines of 10
+        left, right = (float(x) + 6 * len(name) * share for share in ends[anchor])
+        boxes.append((left, right, float(y) - 10, float(y)))
+    for one, other in combinations(boxes, 2):
+        assert min(one[1], other[1]) <= max(one[0], other[0]) or min(one[3], other[3]) <= max(one[2], other[2])
+    assert 2 <= len(boxes) < 13 and "alone" in [name for *_, name in found]
+    assert drawn.count("<title>row") == 12  # every run is there, with its name under the mouse
 
 
 def test_ticks_are_round_and_inside():
