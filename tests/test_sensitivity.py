@@ -96,6 +96,16 @@ def test_the_figure_has_a_panel_a_key_and_the_values_on_it(made):
     ]
     (panel,) = sensitivity.figure(words, "hit@10").axes
     assert [text.get_text() for text in panel.get_xticklabels()] == ["small", "null"]
+    assert line.get_linestyle() == "-" and panel.lines[0].get_linestyle() == "None"  # texts have no order
+
+
+def test_long_texts_below_a_figure_do_not_run_into_each_other():
+    orders = ("IN-OR-CR", "IN-CR-OR", "OR-IN-CR", "OR-CR-IN", "CR-IN-OR", "CR-OR-IN")
+    shared = {"key": "order", "metric": "hit@10", "model": "HatLLM", "fixed": "", "low": 0.1, "high": 0.3, "seeds": 1}
+    picture = sensitivity.figure([{**shared, "run": name, "value": name, "mean": 0.2} for name in orders], "hit@10")
+    labels = picture.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == list(orders)
+    assert all(label.get_rotation() == 40 for label in labels)
 
 
 def test_a_suite_that_was_not_run_names_the_command(made):

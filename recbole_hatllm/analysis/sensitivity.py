@@ -140,7 +140,10 @@ def table(rows: list[dict], metric: str) -> str:
 
 
 def figure(rows: list[dict], metric: str) -> Figure:
-    """A panel for each key: the metric with its intervals over the values, a line for each model and set of the other keys."""
+    """A panel for each key: the metric with its intervals over the values, a look for each model and set of the other keys.
+
+    Lines join numbers only, since texts have no order.
+    """
     rows = [row for row in rows if row["metric"] == metric]
     keys = list(dict.fromkeys(row["key"] for row in rows))
     picture = Figure(figsize=(3.1 * len(keys) + 0.3, 2.6))
@@ -160,7 +163,7 @@ def figure(rows: list[dict], metric: str) -> Figure:
                 [row["mean"] for row in line],
                 color=colour,
                 marker=marker,
-                linestyle=dash,
+                linestyle=dash if measured else "none",
                 label=label,
                 linewidth=1.2,
                 markersize=4,
@@ -169,7 +172,9 @@ def figure(rows: list[dict], metric: str) -> Figure:
                 if row["low"] is not None:
                     panel.plot([x, x], [row["low"], row["high"]], color=colour, linewidth=0.8)
         if not measured:
-            panel.set_xticks(range(len(texts)), texts)
+            steep = sum(map(len, texts)) > 20
+            panel.set_xticks(range(len(texts)), texts, rotation=40 if steep else 0, ha="right" if steep else "center")
+            panel.set_xlim(-0.5, len(texts) - 0.5)
         elif min(values) > 0 and max(values) > 20 * min(values):
             panel.set_xscale("log")
         if measured and len(set(values)) < 9:
