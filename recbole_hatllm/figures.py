@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_hatllm.files import publish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLE = {
     "font.size": 8,
@@ -79,3 +82,10 @@ def leave_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     publish(
         folder / f"{name}.json", lambda file: file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
     )
+
+
+def text_axis(panel: Axes, texts: Sequence[str]) -> None:
+    """Texts at 0, 1, 2, ... below a panel, slanted where they would run into each other."""
+    steep = sum(map(len, texts)) > 20
+    panel.set_xticks(range(len(texts)), texts, rotation=40 if steep else 0, ha="right" if steep else "center")
+    panel.set_xlim(-0.5, len(texts) - 0.5)

@@ -14,7 +14,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_hatllm.colours import BLUE, ORANGE
-from recbole_hatllm.figures import leave_figure, leave_numbers, style
+from recbole_hatllm.figures import leave_figure, leave_numbers, style, text_axis
 from recbole_hatllm.run_folder import metric_name
 from recbole_hatllm.space import Dimension, Space
 
@@ -140,6 +140,4 @@ def _scale(panel: Axes, dimension: Dimension) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=dimension.kind == "int"))
     else:
         labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in dimension.values]
-        steep = sum(map(len, labels)) > 20
-        panel.set_xticks(range(len(labels)), labels, rotation=40 if steep else 0, ha="right" if steep else "center")
-        panel.set_xlim(-0.5, len(labels) - 0.5)
+        text_axis(panel, labels)

@@ -12,7 +12,7 @@ from recbole_hatllm import compare, run_folder
 from recbole_hatllm import suite as suites
 from recbole_hatllm.colours import BLUE, GREEN, ORANGE, PINK, RED, SKY
 from recbole_hatllm.errors import ConfigError
-from recbole_hatllm.figures import leave_figure, leave_numbers, style
+from recbole_hatllm.figures import leave_figure, leave_numbers, style, text_axis
 from recbole_hatllm.run_folder import aligned, metric_name
 
 _LOOKS = [
@@ -172,9 +172,7 @@ def figure(rows: list[dict], metric: str) -> Figure:
                 if row["low"] is not None:
                     panel.plot([x, x], [row["low"], row["high"]], color=colour, linewidth=0.8)
         if not measured:
-            steep = sum(map(len, texts)) > 20
-            panel.set_xticks(range(len(texts)), texts, rotation=40 if steep else 0, ha="right" if steep else "center")
-            panel.set_xlim(-0.5, len(texts) - 0.5)
+            text_axis(panel, texts)
         elif min(values) > 0 and max(values) > 20 * min(values):
             panel.set_xscale("log")
         if measured and len(set(values)) < 9:
